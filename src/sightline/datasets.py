@@ -1,0 +1,467 @@
+"""A name or a path → a `Dataset` of uint8 images in memory."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import ssl
+import tarfile
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from .exceptions import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, in a fixed order.
+
+    images: (N, H, W, 3) uint8, RGB.  labels: (N,) int64, indices into `classes`.  ids: N names, unique in the data set,
+    such as "test/123" or "test/cat/tabby.png".  masks: (N, H, W) bool, True on the object, where the data set knows it.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    masks: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: what the model learns from (`train`) and what it is judged on (`test`).
+
+    name: "cifar10", "planted…" or a folder's absolute path.  skipped: ids of the image files that could not be read.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over images, labels, class names and ids of both splits, in hexadecimal."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            digest.update(repr((split.images.shape, split.classes, split.ids)).encode())
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels.astype("<i8")).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation a channel of the training images, on the 0–1 scale.
+
+        Exact: computed from the histogram of the 256 levels.
+        """
+        levels = np.arange(256) / 255
+        means, deviations = [], []
+        for channel in range(self.train.images.shape[-1]):
+            counts = np.bincount(self.train.images[..., channel].ravel(), minlength=256)
+            mean = float((counts * levels).sum() / counts.sum())
+            variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
+            means.append(mean)
+            deviations.append(max(variance**0.5, 1e-6))
+        return tuple(means), tuple(deviations)
+
+
+Progress = Callable[[str, int, int], None]
+
+NAMES = ("cifar10", "planted", "planted:clean")
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_FILE_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+TEST_FRACTION = 0.2
+
+
+def load(
+    data: str | Path,
+    *,
+    data_dir: Path | None = None,
+    size: int | None = None,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set by its name, or from a folder with one sub-folder a class.
+
+    `data` is "cifar10", "planted", "planted:clean" or a folder's path; a `Path`, or "./cifar10", is always a folder.
+
+    - cifar10 (https://www.cs.toronto.edu/~kriz/cifar.html) is looked for in `data_dir`, in the folder that
+      SIGHTLINE_DATA names, and in the platform's cache folder, unpacked or as the archive; else it is downloaded
+      into the first of these that is given.
+    - planted is generated from `seed`, `size` (32) pixels wide.
+    - A folder holds `train` beside `test`, `val`, `valid` or `validation` (the first of these that is there), each with
+      a sub-folder a class; or the class folders themselves, and then a fifth of each class is held out for the test,
+      chosen by a hash of the file's path in the folder: the same files on every machine. Ids are these paths.
+
+    Images are the PNG, JPEG, WebP, BMP and GIF files that lie directly in a class folder; other and hidden files are
+    ignored. They become 8-bit RGB: turned upright as their EXIF orientation says, of animations the first frame, grey
+    repeated in all channels, transparency laid over white, of 16-bit values the high byte, CMYK by Pillow's formula,
+    colour profiles ignored. With `size` (pixels) the short side is resized to it (bicubic, antialiased) and the centre
+    square cut out; without, all images must be of one size. With `skip_bad`, files that cannot be read are listed in
+    `Dataset.skipped`, and the rest is used.
+
+    `progress` is called with a label, what is done and what there is to do (0: unknown), in bytes or images.
+
+    Raises DataError for anything missing, damaged or unusable; its message says what to do.
+    """
+    if size is not None and size < 1:
+        raise DataError(f"the image size {size} is not a number of pixels; give --size 1 or more")
+    progress = progress or _ignore
+    if data == "cifar10":
+        if size not in (None, 32):
+            raise DataError(f"cifar10 images are 32 pixels wide, not {size}; leave out --size")
+        return _load_cifar10(data_dir, progress)
+    if isinstance(data, str) and data.partition(":")[0] == "planted":
+        from .planted import planted
+
+        return planted(data, seed=seed, size=size or 32)
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise DataError(f"'{data}' is neither a data set nor a folder; {nearest(str(data), NAMES)}, or a folder's path")
+    return _load_folder(root.resolve(), size, skip_bad, progress)
+
+
+def _ignore(label: str, done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
+@contextmanager
+def _disk(doing: str, advice: str) -> Iterator[None]:
+    """Turn an error of the file system into a DataError: cannot `doing`, because …; `advice`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot {doing} ({error.strerror or error}); {advice}") from error
+
+
+def _writing_to(folder: Path) -> AbstractContextManager[None]:
+    return _disk(f"write to {folder}", "free some space or permit writing there, or choose another folder with --data-dir")
+
+
+# ---------------------------------------------------------------- CIFAR-10
+
+
+def _load_cifar10(data_dir: Path | None, progress: Progress) -> Dataset:
+    given = (data_dir, os.environ.get("SIGHTLINE_DATA"), platformdirs.user_cache_path("sightline"))
+    places = [Path(place).expanduser() for place in given if place]
+    found = (p for p in places if (p / CIFAR10_FOLDER).is_dir() or (p / CIFAR10_ARCHIVE).is_file())
+    home = next(found, places[0])
+    if not (home / CIFAR10_FOLDER).is_dir():
+        _obtain_archive(home / CIFAR10_ARCHIVE, progress)
+        _extract(home / CIFAR10_ARCHIVE)
+    return _read_cifar10(home / CIFAR10_FOLDER)
+
+
+def _obtain_archive(archive: Path, progress: Progress) -> None:
+    if not archive.is_file():
+        _download(archive, progress)
+    elif (md5 := _file_md5(archive)) != CIFAR10_MD5:
+        raise DataError(f"{archive} is damaged or incomplete: MD5 {md5}, not {CIFAR10_MD5}; delete it and run again")
+
+
+def _file_md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with _disk(f"read {path}", "check its permissions"), path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _download(archive: Path, progress: Progress) -> None:
+    """Download the archive; what has arrived waits in a `.part` file, from which the next call goes on."""
+    part = archive.with_name(archive.name + ".part")
+    otherwise = f"or put {archive.name} into {archive.parent} yourself"
+    with _writing_to(archive.parent):
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _fetch(part, progress)
+        except (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            message = f"cannot download {CIFAR10_URL} ({error}); run again to go on where it stopped, {otherwise}"
+            raise DataError(message) from error
+        if (md5 := _file_md5(part)) != CIFAR10_MD5:
+            part.unlink()
+            raise DataError(f"{CIFAR10_URL} sent MD5 {md5}, not {CIFAR10_MD5}, so it was deleted; run again, {otherwise}")
+        part.replace(archive)
+
+
+def _fetch(part: Path, progress: Progress) -> None:
+    """Append to `part` what it lacks; start over where the server ignores the range asked for."""
+    done = part.stat().st_size if part.exists() else 0
+    request = Request(CIFAR10_URL, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urlopen(request, timeout=30)
+    except HTTPError as error:
+        error.close()
+        if error.code == 416:  # nothing follows what is there already: the MD5 tells whether that is the whole
+            return
+        raise
+    with response, part.open("ab" if response.status == 206 else "wb") as file:
+        done = file.tell()
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else 0
+        while chunk := response.read(1 << 16):
+            file.write(chunk)
+            done += len(chunk)
+            progress("downloading cifar10", done, total)
+    if done < total:  # urllib ends quietly when the connection is cut
+        raise ConnectionError(f"the connection was cut after {done} of {total} bytes")
+
+
+def _extract(archive: Path) -> None:
+    """Unpack the archive beside itself, by way of a temporary folder: all or nothing."""
+    damaged = f"{archive} is damaged; delete it and run again"
+    with _writing_to(archive.parent), tempfile.TemporaryDirectory(prefix=".cifar10-", dir=archive.parent) as temporary:
+        try:
+            _unpack(archive, Path(temporary))
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{damaged} ({error})") from error
+        folder = Path(temporary, CIFAR10_FOLDER)
+        if missing := [name for name in CIFAR10_FILE_MD5 if not (folder / name).is_file()]:
+            raise DataError(f"{damaged} (it lacks {', '.join(missing)})")
+        folder.rename(archive.parent / CIFAR10_FOLDER)
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Write the files that we know, and refuse the whole archive if any member is not where it belongs."""
+    (target / CIFAR10_FOLDER).mkdir()
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            parts = PurePosixPath(member.name).parts
+            if parts[:1] != (CIFAR10_FOLDER,) or ".." in parts or not (member.isfile() or member.isdir()):
+                raise DataError(f"{archive}: '{member.name}' is no file in {CIFAR10_FOLDER}/, so nothing was unpacked; delete it")
+            if parts[1:] in {(name,) for name in CIFAR10_FILE_MD5} and (source := tar.extractfile(member)):
+                with Path(target, *parts).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+
+
+def _read_cifar10(folder: Path) -> Dataset:
+    classes = tuple(_read_pickle(folder / "batches.meta")["label_names"])
+
+    def split(name: str, files: list[str]) -> Split:
+        batches = [_read_pickle(folder / file) for file in files]
+        images_NCHW = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([np.array(batch["labels"], np.int64) for batch in batches])
+        ids = tuple(f"{name}/{i}" for i in range(len(labels)))
+        return Split(np.ascontiguousarray(images_NCHW.transpose(0, 2, 3, 1)), labels, classes, ids)
+
+    return Dataset("cifar10", split("train", [f"data_batch_{i}" for i in range(1, 6)]), split("test", ["test_batch"]))
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    """Read one file of CIFAR-10: checked by its MD5, and unpickled by an unpickler that knows NumPy arrays only."""
+    advice = f"delete {path.parent} and run again"
+    with _disk(f"read {path}", advice):
+        content = path.read_bytes()
+    if (md5 := hashlib.md5(content, usedforsecurity=False).hexdigest()) != CIFAR10_FILE_MD5[path.name]:
+        raise DataError(f"{path} is damaged: MD5 {md5}, not {CIFAR10_FILE_MD5[path.name]}; {advice}")
+    try:
+        unpickled: dict[str, Any] = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:  # a broken pickle can raise anything
+        raise DataError(f"{path} is no pickle of NumPy arrays ({error}); {advice}") from error
+    return unpickled
+
+
+def _dtype(spec: str, align: int, copy: int) -> np.dtype[Any]:
+    # The published pickles say align=0, at which NumPy warns: it wants a bool.
+    return np.dtype(spec, align=bool(align), copy=bool(copy))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles containers, strings, numbers and NumPy arrays: a pickle that names anything else is refused."""
+
+    # NumPy 2 renamed the module of _reconstruct; asking an array for it works on every version, and without a warning.
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    allowed: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): _dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return self.allowed[module, name]
+
+
+# ---------------------------------------------------------------- folders of images
+
+
+def _load_folder(root: Path, size: int | None, skip_bad: bool, progress: Progress) -> Dataset:
+    with _disk(f"read {root}", "check its permissions"):
+        train_files, test_files = _find_files(root)
+    if len(train_files) < 2:
+        raise DataError(f"{root} has {len(train_files)} class sub-folders; a classifier needs two or more, with images in each")
+    if not test_files:
+        raise DataError(f"{root}: the test folder has no class sub-folders; fill it, or remove it to hold out a fifth")
+    if unknown := sorted(set(test_files) - set(train_files)):
+        raise DataError(f"{root}: the test has a class '{unknown[0]}' that train lacks; add its images there, or remove it")
+
+    classes = tuple(sorted(train_files))
+    train, bad_train = _read_split("train", train_files, classes, root, size, skip_bad, progress)
+    test, bad_test = _read_split("test", test_files, classes, root, size, skip_bad, progress)
+    _check_same_size(root / train.ids[0], train.images[0], root / test.ids[0], test.images[0])
+    return Dataset(str(root), train, test, bad_train + bad_test)
+
+
+Files = dict[str, list[Path]]  # the image files of each class
+
+
+def _find_files(root: Path) -> tuple[Files, Files]:
+    folders = {folder.name.lower(): folder for folder in _subfolders(root)}
+    test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
+    if "train" in folders and test:
+        return _files_by_class(folders["train"]), _files_by_class(test)
+    return _hold_out(_files_by_class(root), root)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _files_by_class(folder: Path) -> Files:
+    files = {sub.name: _image_files(sub) for sub in _subfolders(folder)}
+    for name, images in files.items():
+        if not images:
+            raise DataError(
+                f"the class folder {folder / name} has no images directly in it; add some, or remove it; "
+                "or give the path of a folder with one sub-folder a class"
+            )
+    return files
+
+
+def _image_files(folder: Path) -> list[Path]:
+    found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _hold_out(files: Files, root: Path) -> tuple[Files, Files]:
+    """Split each class by the SHA-256 of the relative paths: no random state, the same on every machine."""
+
+    def rank(path: Path) -> bytes:
+        return hashlib.sha256(path.relative_to(root).as_posix().encode(errors="surrogateescape")).digest()
+
+    train, test = {}, {}
+    for name, images in files.items():
+        if len(images) < 2:
+            raise DataError(f"the class folder {root / name} has one image; two are needed, one of them for the test")
+        held_out = set(sorted(images, key=rank)[: max(1, round(TEST_FRACTION * len(images)))])
+        train[name] = [path for path in images if path not in held_out]
+        test[name] = [path for path in images if path in held_out]
+    return train, test
+
+
+def _read_split(
+    name: str, files: Files, classes: tuple[str, ...], root: Path, size: int | None, skip_bad: bool, progress: Progress
+) -> tuple[Split, tuple[str, ...]]:
+    """Read the images of one split, class by class; also return the ids of the bad files."""
+    listed = [(path, label) for label, c in enumerate(classes) for path in files.get(c, [])]
+    ids = [path.relative_to(root).as_posix() for path, _ in listed]
+    images, kept = _read_images([path for path, _ in listed], f"reading {name} images", size, skip_bad, progress)
+
+    labels = np.array([label for _, label in listed], np.int64)[kept]
+    for c in files:
+        if classes.index(c) not in labels:
+            raise DataError(f"{root}: no {name} image of the class '{c}' can be read; replace them, or remove the folder")
+    split = Split(images, labels, classes, tuple(ids[i] for i in kept))
+    return split, tuple(sorted(set(ids) - set(split.ids)))
+
+
+def _read_images(
+    paths: list[Path], doing: str, size: int | None, skip_bad: bool, progress: Progress
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return the images that can be read, (N, H, W, 3), and the N indices of their paths."""
+    images = np.empty((0, 0, 0, 3), np.uint8)
+    kept: list[int] = []
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # Pillow decodes without the GIL
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            for i, image in enumerate(pool.map(partial(_read_image, size=size), paths)):
+                if isinstance(image, np.ndarray):
+                    if not kept:
+                        images = np.empty((len(paths), *image.shape), np.uint8)
+                    kept.append(i)
+                    _check_same_size(paths[kept[0]], images[0], paths[i], image)
+                    images[len(kept) - 1] = image
+                elif not skip_bad:
+                    raise image
+                progress(doing, i + 1, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return images[: len(kept)], kept
+
+
+def _check_same_size(path: Path, image: NDArray[np.uint8], other_path: Path, other: NDArray[np.uint8]) -> None:
+    if image.shape != other.shape:
+        (height, width, _), (other_height, other_width, _) = image.shape, other.shape
+        raise DataError(
+            f"{path} is {width}×{height} pixels, but {other_path} is {other_width}×{other_height}; "
+            "give one size for all, such as --size 64"
+        )
+
+
+def _read_image(path: Path, size: int | None) -> NDArray[np.uint8] | DataError:
+    """Return the image, (H, W, 3), or the error for the caller to raise or to pass over."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more on damaged files
+        return DataError(f"{path} cannot be read as an image ({error}); replace or remove it, or pass over it with --skip-bad")
+    if size is not None:
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
+    return np.array(rgb)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")

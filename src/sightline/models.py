@@ -1,0 +1,183 @@
+"""Residual networks for small images, models by name, and how images become their input.
+
+The ResNets are those of He et al. 2015 (https://arxiv.org/abs/1512.03385) in the form that is usual for 32×32 images: a 3×3
+stem with stride 1 and no max-pool, so that the last stage still has 4×4 cells. Modules are named as in torchvision (`conv1`,
+`bn1`, `layer1` … `layer4`, `fc`). ResNet-18 with 10 classes has exactly 11,173,962 parameters.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .exceptions import RecipeError, nearest
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(channels_in, channels * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut (ResNet-50, -101 and -152)."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.downsample = _shortcut(channels_in, channels * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.downsample(x))
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    if stride == 1 and channels_in == channels_out:
+        return nn.Identity()
+    convolution = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
+
+
+class ResNet(nn.Module):
+    """A ResNet for small images: (N, channels, H, W) float → logits (N, classes).
+
+    `blocks` is the number of blocks in each of the four stages; stage i has `width`·2^i channels (times the block's expansion).
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        blocks: tuple[int, int, int, int],
+        *,
+        classes: int,
+        channels: int = 3,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        stages, channels_in = [], width
+        for i, depth in enumerate(blocks):
+            layers: list[nn.Module] = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                layers.append(block(channels_in, width * 2**i, stride))
+                channels_in = width * 2**i * block.expansion
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(channels_in, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+class SmallNet(nn.Module):
+    """Four 3×3 convolutions with batch norm: 97 k parameters at width 16, for demonstrations and tests.
+
+    (N, channels, H, W) float → logits (N, classes). The third stage keeps a quarter of the input's side.
+    """
+
+    def __init__(self, *, classes: int, channels: int = 3, width: int = 16) -> None:
+        super().__init__()
+        widths = (channels, width, 2 * width, 4 * width, 8 * width)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)
+        )
+        self.fc = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.layer1(x), 2)
+        x = F.max_pool2d(self.layer2(x), 2)
+        x = self.layer3(x)
+        x = self.layer4(F.max_pool2d(x, 2))
+        logits: Tensor = self.fc(x.amax((2, 3)))
+        return logits
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+    "smallnet": SmallNet,
+}
+
+
+def build(name: str, *, classes: int, channels: int = 3) -> nn.Module:
+    """Return the model called `name` with fresh weights, drawn from torch's global generator.
+
+    `name` is one of MODELS, or "package.module:factory" for a function of your own that takes the number of classes and
+    returns an nn.Module; it is looked for in the current folder too. Raises RecipeError for a name that is neither.
+    """
+    if ":" in name:
+        return _imported(name, classes)
+    if name not in MODELS:
+        raise RecipeError(f"unknown model '{name}': {nearest(name, MODELS)}; or give package.module:factory of your own")
+    return MODELS[name](classes=classes, channels=channels)
+
+
+def _imported(name: str, classes: int) -> nn.Module:
+    module, _, factory = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"cannot find the model '{name}' ({error}); check the module's and the function's name") from None
+    model = make(classes)
+    if not isinstance(model, nn.Module):
+        raise RecipeError(f"the model '{name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model
+
+
+def to_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Return images (N, H, W, 3) uint8 as a tensor (N, 3, H, W) on `device`, still channels last in memory."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+
+
+class Normalise:
+    """uint8 batch (N, 3, H, W) → float32 with the data set's mean 0 and deviation 1 a channel; mean and std on the 0–1 scale."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
+        self.shift = 255 * torch.tensor(mean, device=device)[:, None, None]
+        self.scale = 1 / (255 * torch.tensor(std, device=device)[:, None, None])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images.float() - self.shift) * self.scale

@@ -1,0 +1,168 @@
+"""Which arithmetic is fastest here: found by timing real training steps, remembered a machine and model.
+
+The weights are always float32; only the products of a step may run in bfloat16 (torch.autocast).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from platformdirs import user_cache_path
+from torch import Tensor, nn
+
+from .exceptions import RecipeError, SightlineError
+from .runs import write_json
+
+COMPILE_WORTH = 1800.0  # seconds of training from which a minute of compilation is worth trying
+CLEARLY = 0.9  # a candidate must take less than this share of the simpler one's time
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a training step is computed: dtype of the products ("float32" or "bfloat16"), memory format, compiled or not."""
+
+    dtype: str = "float32"
+    channels_last: bool = False
+    compiled: bool = False
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return `model` in this memory format (in place), and compiled if asked."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not self.compiled:
+            return model
+        # Dropped partial batches keep one shape, so one graph is enough.
+        return cast(nn.Module, torch.compile(model, dynamic=False))
+
+    def format(self, images: Tensor) -> Tensor:
+        """Return a batch (N, C, H, W) in this memory format."""
+        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which the model's forward pass runs."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def __str__(self) -> str:
+        parts = [self.dtype, "channels-last" if self.channels_last else "", "compiled" if self.compiled else ""]
+        return ", ".join(part for part in parts if part)
+
+
+NAMED = {
+    "fp32": Precision(),
+    "bf16": Precision("bfloat16", channels_last=True),
+    "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
+    "fp32-compiled": Precision("float32", channels_last=True, compiled=True),
+}
+
+
+def choose(
+    name: str,
+    build: Callable[[], nn.Module],
+    *,
+    key: str,
+    shape: tuple[int, int, int, int],
+    classes: int,
+    steps: int,
+    device: torch.device,
+) -> Precision:
+    """Return the precision called `name`, or for "auto" the fastest for this model on this machine.
+
+    `build` makes a fresh model, `shape` is that of a training batch (N, C, H, W), `steps` how many the training will take:
+    compiling is tried only where it can pay. The choice is kept in the cache folder under `key`, so that a seed gives the same
+    weights next time.
+    Raises RecipeError for an unknown name.
+    """
+    if name != "auto":
+        if name not in NAMED:
+            raise RecipeError(f"unknown precision '{name}': known: auto, {', '.join(NAMED)}")
+        return NAMED[name]
+    path = user_cache_path("sightline") / "precision.json"
+    known = _read(path)
+    key = "|".join((_machine(device), torch.__version__, key, "x".join(map(str, shape)), str(steps)))
+    if key not in known:
+        with _random_state():
+            known = {**_read(path), key: asdict(_fastest(build, shape, classes, steps, device))}
+        try:
+            write_json(path, known)
+        except SightlineError:
+            logging.getLogger(__name__).warning("the chosen precision could not be remembered in %s", path)
+    return Precision(**known[key])
+
+
+def _fastest(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int, int], classes: int, steps: int, device: torch.device
+) -> Precision:
+    best, best_time = Precision(), _seconds(Precision(), build, shape, classes, device)
+    for dtype in ("float32", "bfloat16"):
+        candidate = Precision(dtype, channels_last=True)
+        seconds = _seconds(candidate, build, shape, classes, device)
+        if seconds < CLEARLY * best_time:
+            best, best_time = candidate, seconds
+    if steps * best_time > COMPILE_WORTH:
+        candidate = Precision(best.dtype, best.channels_last, compiled=True)
+        if _seconds(candidate, build, shape, classes, device) < CLEARLY * best_time:
+            best = candidate
+    return best
+
+
+def _seconds(
+    precision: Precision,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, int, int, int],
+    classes: int,
+    device: torch.device,
+) -> float:
+    """Median seconds of a training step; infinite where it does not run. On a CPU a part of the batch stands for the whole."""
+    n, *rest = shape
+    part = min(n, 64) if device.type == "cpu" else n
+    images = precision.format(torch.randn(part, *rest, device=device))
+    labels = torch.randint(classes, (part,), device=device)
+    try:
+        model = build().to(device).train()
+        net = precision.prepare(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            with precision.autocast(device):
+                logits = net(images)
+            F.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    except Exception as error:  # no compiler, an operator without bfloat16, …: then it is simply not a candidate
+        logging.getLogger(__name__).info("%s does not run here: %s", precision, error)
+        return float("inf")
+    return sorted(times[2:])[1] * n / part
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield

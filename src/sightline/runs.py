@@ -1,0 +1,300 @@
+"""The run folder: the only contract on disk between training and everything after it.
+
+    RUN/run.json              what the run is; written last, so a folder without it is an unfinished run
+    RUN/history.csv           one row an epoch
+    RUN/model.safetensors     the weights
+    RUN/predictions.parquet   one row an image
+    RUN/heatmaps.npz          raw signed maps at layer resolution (made by `explain`)
+    RUN/resume/               what a killed run needs to go on; gone when the run is finished
+    RUN/figures/, RUN/report.html
+
+Schema 1. Files are written beside their place and renamed, so a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .exceptions import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .datasets import Dataset
+
+SCHEMA = 1
+HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to, and rename it to `path` when the block ends well.
+
+    Raises RunError for a full disk or a folder that can't be written to; nothing half-written is left.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of N images of one split, with K classes.
+
+    ids: N names.  labels, predicted: (N,) int64.  losses: (N,) float32, cross entropy in nats.  probabilities: (N, K) float32.
+    margins: (N,) float32, the best wrong class's logit minus the true class's: above 0 on a mistake, below 0 on a right answer.
+    """
+
+    ids: tuple[str, ...]
+    split: str
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    losses: NDArray[np.float32]
+    margins: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        ids: Sequence[str],
+        classes: Sequence[str],
+        split: str,
+    ) -> Predictions:
+        """Derive everything from logits (N, K)."""
+        z = logits.astype(np.float64)
+        z -= z.max(1, keepdims=True)
+        log_probabilities = z - np.log(np.exp(z).sum(1, keepdims=True))
+        rows = np.arange(len(labels))
+        others = z.copy()
+        others[rows, labels] = -np.inf
+        return cls(
+            tuple(ids),
+            split,
+            labels,
+            z.argmax(1),
+            (-log_probabilities[rows, labels]).astype(np.float32),
+            (others.max(1) - z[rows, labels]).astype(np.float32),
+            np.exp(log_probabilities).astype(np.float32),
+            tuple(classes),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write folder/predictions.parquet: id, split, label, predicted, loss, margin and one column `p_<class>` a class."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns: dict[str, Any] = {
+            "id": list(self.ids),
+            "split": [self.split] * len(self),
+            "label": self.labels,
+            "predicted": self.predicted,
+            "loss": self.losses,
+            "margin": self.margins,
+        }
+        columns |= {f"p_{name}": self.probabilities[:, i] for i, name in enumerate(self.classes)}
+        with writing(folder / "predictions.parquet") as part:
+            pq.write_table(pa.table(columns), part, compression="zstd")
+
+    @classmethod
+    def read(cls, path: Path, classes: Sequence[str]) -> Predictions:
+        """Read what `write` wrote."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+            column = {name: table.column(name).to_numpy() for name in table.column_names}
+            probabilities = np.stack([column[f"p_{name}"] for name in classes], 1)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise RunError(f"cannot read {path} ({error}); train again, or copy the run folder again") from None
+        return cls(
+            tuple(column["id"]),
+            str(column["split"][0]) if len(table) else "test",
+            column["label"],
+            column["predicted"],
+            column["loss"],
+            column["margin"],
+            probabilities,
+            tuple(classes),
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk: `Run.open(folder)`."""
+
+    folder: Path
+    info: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a finished run. Raises RunError if it is missing, unfinished, damaged or made by a newer version."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise RunError(f"there is no run folder {folder}; make one with: sightline train DATA -o {folder}")
+        path = folder / "run.json"
+        if not path.exists():
+            hint = "finish it with the same `sightline train` command" if (folder / "resume").exists() else "it has no run.json"
+            raise RunError(f"{folder} is not a finished run: {hint}")
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+            schema = int(info["schema"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"cannot read {path} ({error}); copy the run folder again") from None
+        if schema > SCHEMA:
+            raise RunError(
+                f"{folder} was made by a newer Sightline (schema {schema}, this one reads {SCHEMA}); upgrade sightline"
+            )
+        return cls(folder, info)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.info["data"]["classes"])
+
+    @cached_property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of history.csv, one an epoch, keys as in HISTORY."""
+        return read_history(self.folder / "history.csv")
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the final model said of the test images."""
+        return Predictions.read(self.folder / "predictions.parquet", self.classes)
+
+    def dataset(self, data_dir: Path | None = None) -> Dataset:
+        """Load the data that the run was trained on. Raises DataError where it isn't found, RunError where it has changed."""
+        from .datasets import load
+
+        was = self.info["data"]
+        data = load(was["name"], data_dir=data_dir, size=was["size"], skip_bad=was["skip_bad"])
+        if data.content_hash != was["hash"]:
+            raise RunError(
+                f"the data set {was['name']} isn't what {self.folder} was trained on ({len(data.train)} + {len(data.test)} "
+                f"images now, {was['n_train']} + {was['n_test']} then; contents differ); bring the old one back or train again"
+            )
+        return data
+
+    def model(self) -> torch.nn.Module:
+        """Build the run's model with its final weights, in evaluation mode, on the CPU."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from .models import build
+
+        model = build(self.info["recipe"]["model"], classes=len(self.classes))
+        path = self.folder / "model.safetensors"
+        try:
+            model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise RunError(f"cannot read the weights {path} ({str(error).splitlines()[0]}); copy the run folder again") from None
+        return model.eval()
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Read a history.csv: rows of numbers; an absent test figure is NaN."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"cannot read {path} ({error}); copy the run folder again") from None
+
+
+def write_history(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write history.csv whole; numbers are written so that reading gives the same floats."""
+    with writing(folder / "history.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: repr(row[key]) for key in HISTORY} for row in rows)
+
+
+def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write what a killed run needs, as one file so that it is always consistent."""
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with writing(folder / "resume" / "state.safetensors") as part:
+        try:
+            save_file(flat, part, metadata={"state": json.dumps(state, allow_nan=False)})
+        except Exception as error:  # safetensors reports a full disk as its own exception
+            raise OSError(f"checkpoint not written: {error}") from None
+
+
+def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Read what `save_state` wrote, or None where there is nothing. Raises RunError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "resume" / "state.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"cannot read {path} ({error}); delete {folder} to start again") from None
+
+
+def write_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Write folder/model.safetensors."""
+    from safetensors.torch import save_file
+
+    with writing(folder / "model.safetensors") as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part)
+
+
+def prepare(folder: Path) -> None:
+    """Raise RunError unless `folder` may be trained into: never over a finished run, nor over files of another kind."""
+    if (folder / "run.json").exists():
+        raise RunError(f"{folder} is a finished run and is never overwritten; choose another -o, or delete it")
+    try:
+        strangers = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error.strerror}; choose another -o") from None
+    if strangers and "resume" not in strangers:
+        raise RunError(f"{folder} holds other files ({strangers[0]}); choose an empty or new folder with -o")
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise RunError(f"cannot write to {above}; choose another -o")
+
+
+def finish(folder: Path, info: Mapping[str, Any]) -> Run:
+    """Seal the run: write run.json, then drop what was needed for resuming."""
+    write_json(folder / "run.json", {"schema": SCHEMA, **info})
+    shutil.rmtree(folder / "resume", ignore_errors=True)
+    return Run.open(folder)
