@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -181,3 +182,38 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         return (images.float() - self.shift) * self.scale
+
+
+class Layer(NamedTuple):
+    """One row of a model's table: depth in the tree of modules, name, class name, output shape and own parameters."""
+
+    depth: int
+    name: str
+    kind: str
+    shape: str
+    parameters: int
+
+
+def layers(model: nn.Module, size: int, channels: int = 3) -> list[Layer]:
+    """Return a row for each module of `model`, in order, for a (1, channels, size, size) input; the model is left as it was.
+
+    `parameters` counts those that a module owns itself, so the rows add up to the whole. Raises RecipeError where the model
+    doesn't take such an input.
+    """
+    import torchinfo
+
+    try:
+        found = torchinfo.summary(model, (1, channels, size, size), depth=100, verbose=0, device="cpu", mode="same")
+    except RuntimeError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise RecipeError(f"the model doesn't take a {channels}×{size}×{size} image ({cause}); try another --size") from None
+    return [
+        Layer(
+            layer.depth,
+            layer.var_name,
+            layer.class_name,
+            "×".join(map(str, layer.output_size[1:])),
+            sum(p.numel() for p in layer.module.parameters(recurse=False)),
+        )
+        for layer in found.summary_list
+    ]

@@ -43,6 +43,7 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
         for name, good, want in (
+            ("model", isinstance(self.model, str), "a name, or package.module:factory"),
             ("epochs", _whole(self.epochs) and self.epochs >= 1, "a whole number of at least 1"),
             ("batch_size", _whole(self.batch_size) and self.batch_size >= 2, "a whole number of at least 2"),
             ("max_lr", self.max_lr == "auto" or _positive(self.max_lr), "a positive number or 'auto'"),
@@ -71,6 +72,8 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise RecipeError(f"unknown recipe field '{key}': {nearest(key, known)}")
+        if not isinstance(values.get("augment", []), list):
+            raise RecipeError("recipe field 'augment' must be a list of transforms")
         policy = {"augment": from_dicts(values["augment"])} if "augment" in values else {}
         return cls(**{**values, **policy})
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,8 @@ def find_lr(
 ) -> list[RangeTest]:
     """Run `sweeps` range tests of the recipe on fresh draws of the images; model and random state come back as they were."""
     batch = min(recipe.batch_size, len(learner.images))
-    tests = []
+    tests: list[RangeTest] = []
+    taken = count(1)
     for sweep in range(sweeps):
         optimizer = make_optimizer(learner.model, recipe)
         streams = (Generator().manual_seed(_stream(seed, "range test", sweep, i)) for i in range(steps))
@@ -281,12 +283,32 @@ def find_lr(
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
-            on_progress(Progress("range test", sweep, sweeps, loss=loss.item(), lr=lr))
+            on_progress(Progress("range test", next(taken), sweeps * steps, loss=loss.item(), lr=lr))
             return loss.item()
 
         with _untouched(learner.model):
             tests.append(range_test(step, steps=steps))
     return tests
+
+
+def range_tests(
+    data: datasets.Dataset,
+    recipe: Recipe,
+    *,
+    sweeps: int = 3,
+    steps: int = 200,
+    seed: int = 0,
+    precision: str = "auto",
+    device: str | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> list[RangeTest]:
+    """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto" (and with the same seed)."""
+    where = torch.device(device or best_device())
+    batch = min(recipe.batch_size, len(data.train))
+    on_progress(Progress("precision"))
+    arithmetic = _arithmetic(precision, recipe, data, batch, sweeps * steps, where)
+    learner = Learner.make(data, recipe, arithmetic, seed=seed, device=where)
+    return find_lr(learner, recipe, sweeps=sweeps, steps=steps, seed=seed, on_progress=on_progress)
 
 
 def suggested(tests: list[RangeTest]) -> float:
@@ -346,15 +368,17 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Tensor],
     tensors, state = found
     for key, value in settings.items():
         if state["settings"][key] != value:
-            raise RunError(
-                f"{folder} is an unfinished run with another {key} ({_short(state['settings'][key])}, now {_short(value)}); "
-                "give the same, or choose another -o"
-            )
+            change = _difference(state["settings"][key], value)
+            raise RunError(f"{folder} is an unfinished run with another {key} ({change}); give the same, or choose another -o")
     return tensors, state
 
 
-def _short(value: object) -> str:
-    return str(value) if len(str(value)) < 60 else str(value)[:57] + "…"
+def _difference(then: Any, now: Any) -> str:
+    """The first thing that differs, in a few words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        key = next(k for k in {**then, **now} if then.get(k) != now.get(k))
+        return f"{key} {_difference(then.get(key), now.get(key))}"
+    return f"{str(then)[:60]}, now {str(now)[:60]}"
 
 
 def _tensors(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
@@ -393,4 +417,4 @@ def _not_finite(epoch: int, step: int, lr: float) -> str:
     )
 
 
-__all__ = ["Learner", "Progress", "best_device", "find_lr", "predict", "suggested", "train"]
+__all__ = ["Learner", "Progress", "best_device", "find_lr", "predict", "range_tests", "suggested", "train"]

@@ -1,0 +1,409 @@
+"""The command line: one short function a command; the only place that prints and chooses an exit code.
+
+0 done, 1 a SightlineError (one line on stderr: what, where, what to do), 2 usage, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .exceptions import RecipeError, SightlineError
+from .terminal import Bars, WORDS, epoch_table, err, out, table
+
+if TYPE_CHECKING:
+    from .datasets import Dataset
+    from .recipe import Recipe
+    from .runs import Run
+
+app = typer.Typer(
+    help="Why is an image classifier wrong, and what to change: train, see the mistakes, see where the model looked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[str, typer.Argument(help="cifar10, planted, planted:clean, or a folder with one sub-folder a class", metavar="DATA")]
+RunFolder = Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="RUN")]
+DataDir = Annotated[Path | None, typer.Option(help="where named data sets lie (else SIGHTLINE_DATA, else the cache folder)")]
+Size = Annotated[int | None, typer.Option(min=8, help="resize a folder's images to SIZE×SIZE pixels")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out image files that can't be read, and count them")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+RecipeName = Annotated[str, typer.Option("-r", "--recipe", help="a built-in recipe (classic, demo) or a .json file")]
+Augment = Annotated[Path | None, typer.Option(help="an augmentation saved by albumentations.save, instead of the recipe's")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the best there is if not given")]
+PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16, fp32-compiled or bf16-compiled")]
+Seed = Annotated[int, typer.Option(help="of every random number")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option("-o", "--out", help="the run folder; a new one under runs/ if not given")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the whole story on generated data: train, find the mistakes, see where the model looked."""
+    from .heatmaps import explain
+    from .reporting import report
+    from .training import train
+
+    folder = folder or _new_folder(Path("runs/demo"))
+    with Bars() as bars:
+        run = train("planted", folder, recipe="demo", seed=seed, on_progress=bars.training)
+        data = run.dataset()
+        explain(run, data, progress=lambda done, total: bars.step("heatmaps", done, total))
+        page = report(run, data)
+    findings = _findings(run, data)
+    if as_json:
+        _print_json({"run": str(folder), "report": str(page), "findings": findings, "results": dict(run.info["results"])})
+    else:
+        _say(epoch_table(run.history), *findings, f"The report: {page}")
+
+
+@app.command()
+def data(
+    name: Data,
+    recipe: RecipeName = "classic",
+    augment: Augment = None,
+    picture: Annotated[Path, typer.Option("-o", "--out", help="where to write the sheet of samples")] = Path("samples.png"),
+    data_dir: DataDir = None,
+    size: Size = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Count the images a class, and draw some before and after augmentation."""
+    import numpy as np
+
+    from .figures import write_samples
+
+    policy = _recipe(recipe, augment=augment).augment
+    loaded = _load(name, data_dir, size, skip_bad)
+    write_samples(loaded, policy, picture, seed=seed)
+    counts = [np.bincount(split.labels, minlength=len(loaded.classes)) for split in (loaded.train, loaded.test)]
+    rows = [(c, int(counts[0][i]), int(counts[1][i])) for i, c in enumerate(loaded.classes)]
+    mean, std = loaded.normalisation
+    shape = loaded.train.images.shape[1:]
+    if as_json:
+        described = {"name": loaded.name, "hash": loaded.content_hash, "shape": shape, "mean": mean, "std": std, "skipped": loaded.skipped}
+        _print_json({**described, "classes": {c: {"train": a, "test": b} for c, a, b in rows}, "samples": str(picture)})
+        return
+    totals = ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))
+    _say(
+        table(("class", "train", "test"), [*rows, totals], left=("class",)),
+        f"{shape[1]}×{shape[0]} pixels; mean {_numbers(mean)}, standard deviation {_numbers(std)}",
+        *_rates(policy, loaded),
+        *([f"{len(loaded.skipped)} unreadable files were left out"] if loaded.skipped else []),
+        f"Samples before and after augmentation: {picture}",
+    )
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="resnet18 … resnet152, smallnet, or package.module:factory", metavar="MODEL")],
+    classes: Annotated[int, typer.Option(min=2)] = 10,
+    size: Annotated[int, typer.Option(min=8, help="side of the input images, in pixels")] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Print a model's layers, output shapes and parameters."""
+    from .models import build, layers
+
+    rows = layers(build(model, classes=classes), size)
+    if as_json:
+        _print_json({"model": model, "parameters": sum(row.parameters for row in rows), "layers": [row._asdict() for row in rows]})
+        return
+    drawn = [("  " * row.depth + row.name, row.kind, row.shape, f"{row.parameters:,}" if row.parameters else "") for row in rows]
+    _say(
+        table(("layer", "type", "output", "parameters"), drawn, left=("layer", "type")),
+        f"{sum(row.parameters for row in rows):,} parameters",
+    )
+
+
+@app.command()
+def lr(
+    name: Data,
+    recipe: RecipeName = "classic",
+    sweeps: Annotated[int, typer.Option(min=1, help="how many sweeps; the median counts")] = 3,
+    steps: Annotated[int, typer.Option(min=20, help="steps a sweep")] = 200,
+    picture: Annotated[Path, typer.Option("-o", "--out", help="where to draw the curve")] = Path("lr.svg"),
+    model: Annotated[str | None, typer.Option(help="instead of the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="instead of the recipe's")] = None,
+    seed: Seed = 0,
+    precision: PrecisionName = "auto",
+    device: Device = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the learning-rate range test: draw the curve and suggest rates."""
+    from .figures import write_range_test
+    from .training import range_tests, suggested
+
+    chosen = _recipe(recipe, model=model, batch_size=batch_size)
+    loaded = _load(name, data_dir, size, skip_bad)
+    with Bars() as bars:
+        tests = range_tests(
+            loaded, chosen, sweeps=sweeps, steps=steps, seed=seed, precision=precision, device=device, on_progress=bars.training
+        )
+    write_range_test(tests, picture)
+    if as_json:
+        _print_json({"max_lr": suggested(tests), "sweeps": [test.to_dict() for test in tests], "curve": str(picture)})
+        return
+    rows = [(i + 1, len(test.lrs), _rate(test.steepest), _rate(test.valley)) for i, test in enumerate(tests)]
+    _say(
+        table(("sweep", "steps taken", "steepest", "valley"), rows),
+        f"Suggested --max-lr {suggested(tests):.3g} (the sweeps' median). The curve: {picture}",
+    )
+
+
+@app.command()
+def train(
+    name: Data,
+    folder: Annotated[Path, typer.Option("-o", "--out", help="the run folder; an unfinished one is gone on with")],
+    recipe: RecipeName = "classic",
+    model: Annotated[str | None, typer.Option(help="instead of the recipe's: a name or package.module:factory")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="instead of the recipe's")] = None,
+    max_lr: Annotated[float | None, typer.Option(help="instead of the recipe's, or of the range test")] = None,
+    augment: Augment = None,
+    seed: Seed = 0,
+    precision: PrecisionName = "auto",
+    device: Device = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model, and leave a run folder; the same command goes on where a stopped one was."""
+    from . import training
+
+    chosen = _recipe(recipe, model=model, epochs=epochs, batch_size=batch_size, max_lr=max_lr, augment=augment)
+    loaded = _load(name, data_dir, size, skip_bad)
+    for line in _rates(chosen.augment, loaded):
+        err.print(line)
+    try:
+        with Bars() as bars:
+            run = training.train(
+                loaded,
+                folder,
+                recipe=chosen,
+                seed=seed,
+                precision=precision,
+                device=device,
+                size=size,
+                skip_bad=skip_bad,
+                on_progress=bars.training,
+            )
+    except KeyboardInterrupt:
+        _stopped(folder)
+    results = run.info["results"]
+    if as_json:
+        _print_json({"run": str(folder), **run.info})
+        return
+    _say(
+        epoch_table(run.history),
+        f"Test accuracy {_accuracy(run)} after {results['epoch']} epochs and {_duration(results['seconds'])}"
+        f" on {run.info['device']} ({run.info['arithmetic']['dtype']}).",
+        f"The run: {folder}. Next: sightline report {folder}",
+    )
+
+
+@app.command()
+def mistakes(
+    folder: RunFolder,
+    n: Annotated[int, typer.Option("-n", min=1, help="rows to show")] = 20,
+    file: Annotated[Path | None, typer.Option("-o", "--out", help="write all of them to a .csv, .json or .parquet file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a run's mistakes, the highest loss first, and the classes most often confused."""
+    from . import mistakes as found
+    from .runs import Run
+
+    run = Run.open(folder)
+    rows = found.table(run.predictions)
+    confused = found.most_confused(run.predictions, 10)
+    if file:
+        found.write_table(rows, file)
+    if as_json:
+        _print_json({"mistakes": rows, "most_confused": [pair._asdict() for pair in confused]})
+        return
+    drawn = [(r["id"], r["predicted"], r["true"], f"{r['confidence']:.1%}", f"{r['loss']:.3f}", f"{r['margin']:.2f}") for r in rows[:n]]
+    pairs = [(pair.true, pair.predicted, pair.count, f"{pair.share:.1%}") for pair in confused]
+    _say(
+        f"Test accuracy {_accuracy(run)}.",
+        table(("image", "predicted", "actual", "confidence", "loss", "margin"), drawn, left=("image", "predicted", "actual")),
+        f"Showing {min(n, len(rows))} of {len(rows)} mistakes.",
+        table(("actual", "taken for", "images", "of its class"), pairs, left=("actual", "taken for")),
+        *([f"All of them: {file}"] if file else []),
+    )
+
+
+@app.command()
+def explain(
+    folder: RunFolder,
+    layer: Annotated[str, typer.Option(help="a layer's name; auto: the last with more than 4×4 cells")] = "auto",
+    aug_smooth: Annotated[bool, typer.Option("--aug-smooth", help="average over flipped and scaled inputs")] = False,
+    eigen_smooth: Annotated[bool, typer.Option("--eigen-smooth", help="first principal component only")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute Grad-CAM of the predicted and the true class for a run's mistakes: RUN/heatmaps.npz."""
+    from . import heatmaps
+    from .runs import Run
+
+    run = Run.open(folder)
+    with Bars() as bars:
+        bars.step(WORDS["load"], 0, None)
+        path = heatmaps.explain(
+            run,
+            run.dataset(data_dir),
+            layer=layer,
+            aug_smooth=aug_smooth,
+            eigen_smooth=eigen_smooth,
+            progress=lambda done, total: bars.step("heatmaps", done, total),
+        )
+    saved = heatmaps.read(run)
+    if as_json:
+        _print_json({"heatmaps": str(path), "layer": saved.layer, "images": len(saved.ids)})
+        return
+    _say(f"Heatmaps of {len(saved.ids)} mistakes at {saved.layer}: {path}. Next: sightline report {folder}")
+
+
+@app.command()
+def report(folder: RunFolder, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Write RUN/report.html, one file that needs no network; heatmaps are made first if there are none."""
+    from . import reporting
+    from .heatmaps import explain
+    from .runs import Run
+
+    run = Run.open(folder)
+    with Bars() as bars:
+        bars.step(WORDS["load"], 0, None)
+        loaded = _data_of(run, data_dir)
+        if loaded is not None and not (folder / "heatmaps.npz").exists():
+            explain(run, loaded, progress=lambda done, total: bars.step("heatmaps", done, total))
+        bars.step("report", 0, None)
+        page = reporting.report(run, loaded)
+    if as_json:
+        _print_json({"report": str(page), **reporting.report_json(run)})
+        return
+    _say(f"The report: {page}")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except SightlineError as error:
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _recipe(name: str, *, augment: Path | None = None, **changes: Any) -> Recipe:
+    """The recipe called `name` with what the command line changes in it."""
+    from .augment import from_albumentations
+    from .recipe import load_recipe
+
+    return load_recipe(name).with_(**changes, augment=from_albumentations(augment) if augment else None)
+
+
+def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) -> Dataset:
+    from .datasets import load
+
+    with Bars() as bars:
+        return load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
+
+
+def _data_of(run: Run, data_dir: Path | None) -> Dataset | None:
+    """The run's data, or None where it isn't here any more: the report is then made without pictures."""
+    from .exceptions import DataError
+
+    try:
+        return run.dataset(data_dir)
+    except DataError as error:
+        err.print(f"without pictures: {error}", markup=False, soft_wrap=True)
+        return None
+
+
+def _rates(policy: Any, data: Dataset) -> list[str]:
+    """A line for each transform that runs image by image: it may be what a training waits for."""
+    from torch import Generator
+
+    from .augment import PerSample, bind, rates
+    from .models import to_device
+
+    if not any(isinstance(transform, PerSample) for transform in policy):
+        return []
+    images = to_device(data.train.images[:256])
+    measured = rates(bind(policy, data.normalisation[0]), images, Generator().manual_seed(0))
+    return [f"{name}: {rate:,.0f} images/s" for name, rate in measured]
+
+
+def _findings(run: Run, data: Dataset) -> list[str]:
+    """What the demo found, in three lines."""
+    from .mistakes import most_confused
+    from .planted import shortcut_effect
+
+    worst = most_confused(run.predictions, 1)
+    pair = f"most often a {worst[0].true} is taken for a {worst[0].predicted} ({worst[0].count} times)" if worst else "none"
+    wrong = int((run.predictions.predicted != run.predictions.labels).sum())
+    return [
+        f"The model is right on {_accuracy(run)} of the test images.",
+        f"It makes {wrong} mistakes; {pair}.",
+        shortcut_effect(run.predictions, data),
+    ]
+
+
+def _accuracy(run: Run) -> str:
+    from .mistakes import accuracy
+
+    rate = accuracy(run.predictions)
+    return f"{rate.accuracy or 0:.2%} (95 % interval {rate.low:.2%} to {rate.high:.2%}, n = {rate.n:,})"
+
+
+def _stopped(folder: Path) -> NoReturn:
+    done = "from its last checkpoint, at most a minute back" if (folder / "resume").exists() else "from the start"
+    err.print(f"stopped; the same command with -o {folder} goes on {done}", markup=False, soft_wrap=True)
+    raise typer.Exit(130)
+
+
+def _new_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, … that isn't a finished run."""
+    folder, i = wanted, 1
+    while (folder / "run.json").exists():
+        i += 1
+        folder = wanted.with_name(f"{wanted.name}-{i}")
+    return folder
+
+
+def _say(*lines: Any) -> None:
+    for line in lines:
+        out.print(line, soft_wrap=isinstance(line, str), markup=False)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=False, default=list)
+    print()
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+def _rate(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+

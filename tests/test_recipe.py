@@ -1,0 +1,87 @@
+"""Recipes: what they hold, how they are written down, and how wrong ones are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop
+from sightline.exceptions import RecipeError
+from sightline.recipe import RECIPES, Recipe, load_recipe
+
+
+def test_classic_is_the_system_that_sightline_starts_from() -> None:
+    classic = load_recipe("classic")
+    assert (classic.model, classic.epochs, classic.batch_size) == ("resnet18", 20, 512)
+    assert (classic.weight_decay, classic.max_lr, classic.anneal) == (1e-4, "auto", "linear")
+    assert (classic.peak, classic.start_lr, classic.final_lr) == (5 / 20, 1 / 100, 1 / 100 / 100)
+    assert classic.augment == (RandomCrop(4), CoarseDropout(16, 0.5, "mean"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name: str) -> None:
+    recipe = RECIPES[name]
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_recipe_is_read_from_a_file_and_changed_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"epochs": 3, "augment": [{"transform": "HorizontalFlip", "p": 0.25}]}))
+    recipe = load_recipe(path).with_(epochs=None, batch_size=64)
+    assert (recipe.name, recipe.epochs, recipe.batch_size, recipe.augment) == ("mine", 3, 64, (HorizontalFlip(0.25),))
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'classic'"):
+        load_recipe("clasic")
+
+
+def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"epoch": 3}')
+    with pytest.raises(RecipeError, match="'epoch'.*did you mean 'epochs'"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("batch_size", 1),
+        ("max_lr", -0.1),
+        ("max_lr", "high"),
+        ("max_lr", float("nan")),
+        ("max_lr", float("inf")),
+        ("peak", 1.0),
+        ("start_lr", 0),
+        ("final_lr", 2),
+        ("anneal", "exponential"),
+        ("weight_decay", -1),
+        ("weight_decay", float("nan")),
+        ("model", 3),
+    ],
+)
+def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=field):
+        Recipe.from_dict({field: value})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"classic"', "\x00"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"mine\.json"):
+        load_recipe(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read"):
+        load_recipe(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("augment", ["RandomCrop", 3, [3], [{}], [{"transform": "RandomCrop", "pad": 4}], {"transform": "RandomCrop"}])
+def test_an_augmentation_that_is_none_is_refused(augment: object) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.from_dict({"augment": augment})

@@ -1,0 +1,234 @@
+"""The training loop: that it learns, that a seed decides everything, and that a killed run ends as if it never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sightline import training
+from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop
+from sightline.datasets import Dataset
+from sightline.exceptions import RunError, TrainingError
+from sightline.models import Normalise, build, to_device
+from sightline.precision import Precision
+from sightline.recipe import Recipe
+from sightline.runs import Run
+from sightline.training import find_lr, predict, train
+
+
+def weights(run: Run | Path) -> bytes:
+    return ((run.folder if isinstance(run, Run) else run) / "model.safetensors").read_bytes()
+
+
+def test_it_learns(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick, precision="fp32")
+    assert run.history[-1]["test_accuracy"] > 0.9
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_weights(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick, precision="fp32")
+    logits = run.model()(Normalise(*blobs.normalisation)(to_device(blobs.test.images))).detach().numpy()
+    accuracy = (logits.argmax(1) == blobs.test.labels).mean()
+    loss = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(blobs.test.labels)).item()
+    assert run.history[-1]["test_accuracy"] == run.info["results"]["test_accuracy"] == pytest.approx(accuracy)
+    assert run.history[-1]["test_loss"] == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_array_equal(run.predictions.predicted, logits.argmax(1))
+
+
+def test_the_loop_equals_a_plain_one(blobs: Dataset, tmp_path: Path) -> None:
+    """Weights and figures equal those of the few lines that anyone would write, given the same images in the same order."""
+    recipe = Recipe("plain", "smallnet", epochs=2, batch_size=60, max_lr=0.01, weight_decay=1e-2, augment=())
+    run = train(blobs, tmp_path / "run", recipe=recipe, precision="fp32", seed=3)
+
+    torch.manual_seed(training._stream(3, "weights"))
+    model = build("smallnet", classes=3)
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.01, total_steps=8, pct_start=0.25, anneal_strategy="linear", div_factor=100, final_div_factor=100, cycle_momentum=False
+    )
+    images = Normalise(*blobs.normalisation)(to_device(blobs.train.images)).contiguous()
+    labels = torch.tensor(blobs.train.labels)
+    for epoch in range(2):
+        order = torch.randperm(240, generator=torch.Generator().manual_seed(training._stream(3, "order", epoch)))
+        losses = []
+        for chosen in order.split(60):
+            loss = torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if len(losses) + epoch * 4 < 7:
+                schedule.step()
+            losses.append(loss.item())
+        assert run.history[epoch]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    for name, value in run.model().state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=2e-3, atol=2e-4)
+
+
+def test_a_seed_decides_the_weights(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    recipe = quick.with_(augment=(RandomCrop(2), HorizontalFlip(), CoarseDropout(6)))
+    runs = [train(blobs, tmp_path / str(i), recipe=recipe, precision="fp32", seed=seed) for i, seed in enumerate((5, 5, 6))]
+    assert weights(runs[0]) == weights(runs[1]) != weights(runs[2])
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 5, 7, 8, 13, 20])
+def test_a_run_that_stopped_anywhere_ends_as_if_it_had_not(
+    at: int, blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    recipe = quick.with_(augment=(RandomCrop(2), CoarseDropout(6)))
+    whole = train(blobs, tmp_path / "whole", recipe=recipe, precision="fp32")
+    seen = 0
+
+    def kill(now: training.Progress) -> None:
+        nonlocal seen
+        seen += now.stage == "train"
+        if seen == at:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(blobs, tmp_path / "killed", recipe=recipe, precision="fp32", on_progress=kill)
+    resumed = train(blobs, tmp_path / "killed", recipe=recipe, precision="fp32")
+    assert weights(resumed) == weights(whole)
+    for a, b in zip(resumed.history, whole.history, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    assert not (resumed.folder / "resume").exists()
+
+
+def test_kill_minus_nine_loses_nothing(tmp_path: Path) -> None:
+    """A real process, killed as an operating system kills, again and again, ends with the weights of one that isn't."""
+    script = textwrap.dedent("""
+        import sys
+        from sightline import training
+        from sightline.recipe import RECIPES
+        from sightline.planted import planted
+        training.CHECKPOINT_SECONDS = 0.05
+        data = planted("planted:clean", n_train=300, n_test=50)
+        recipe = RECIPES["demo"].with_(epochs=8, batch_size=32)
+        training.train(data, sys.argv[1], recipe=recipe, precision="fp32")
+    """)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / folder)], env=environment)
+
+    assert start("whole").wait() == 0
+    kills = 0
+    for _ in range(4):
+        process = start("killed")
+        state = tmp_path / "killed" / "resume" / "state.safetensors"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2, "the process was never caught in the act"
+    assert start("killed").wait() == 0 or (tmp_path / "killed" / "run.json").exists()
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_an_unfinished_run_of_other_settings_is_not_gone_on_with(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    def kill(now: training.Progress) -> None:
+        if now.stage == "epoch":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(blobs, tmp_path, recipe=quick, precision="fp32", on_progress=kill)
+    with pytest.raises(RunError, match="another seed \\(0, now 1\\)"):
+        train(blobs, tmp_path, recipe=quick, precision="fp32", seed=1)
+    with pytest.raises(RunError, match="another recipe.*epochs 3, now 4"):
+        train(blobs, tmp_path, recipe=quick.with_(epochs=4), precision="fp32")
+
+
+def test_a_finished_run_is_never_overwritten(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="never overwritten"):
+        train(blobs, tmp_path / "run", recipe=quick, precision="fp32", seed=9)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_what_to_try(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="try a lower --max-lr"):
+        train(blobs, tmp_path / "run", recipe=quick.with_(max_lr=1e30), precision="fp32")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_range_test_leaves_model_and_random_state_as_they_were(blobs: Dataset, quick: Recipe) -> None:
+    learner = training.Learner.make(blobs, quick, Precision(), seed=0, device=torch.device("cpu"))
+    learner.model.eval()
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    state = torch.get_rng_state()
+    tests = find_lr(learner, quick, sweeps=2, steps=30)
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not learner.model.training
+    assert len(tests) == 2
+    assert not np.array_equal(tests[0].losses, tests[1].losses)
+
+
+def test_auto_takes_the_median_of_three_sweeps(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(max_lr="auto", epochs=4), precision="fp32")
+    suggestions = [test["valley"] for test in run.info["range_tests"]]
+    assert len(suggestions) == 3
+    assert run.info["max_lr"] == np.median([s for s in suggestions if s is not None])
+    assert max(row["lr"] for row in run.history) <= run.info["max_lr"]
+
+
+def test_a_batch_larger_than_the_data_is_the_data(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(batch_size=1000, epochs=1), precision="fp32")
+    assert len(run.history) == 1
+
+
+def test_predict_equals_a_plain_loop_and_restores_the_mode(blobs: Dataset) -> None:
+    torch.manual_seed(0)
+    model = build("smallnet", classes=3).train()
+    normalise = Normalise(*blobs.normalisation)
+    logits = predict(model, blobs.test, normalise, Precision(), batch=7)
+    assert model.training
+    one_by_one = [model.eval()(normalise(to_device(blobs.test.images[i : i + 1]))).detach().numpy()[0] for i in range(60)]
+    np.testing.assert_allclose(logits, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_trains_too_and_says_so(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick, precision="bf16")
+    assert run.info["arithmetic"] == {"dtype": "bfloat16", "channels_last": True, "compiled": False}
+    assert run.history[-1]["test_accuracy"] > 0.9
+
+
+def test_run_json_says_what_is_needed_to_do_it_again(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32", seed=4)
+    info = json.loads((run.folder / "run.json").read_text())
+    assert (info["schema"], info["seed"], info["data"]["hash"]) == (1, 4, blobs.content_hash)
+    assert Recipe.from_dict(info["recipe"]) == quick.with_(epochs=1)
+    assert info["data"]["classes"] == ["left", "middle", "right"]
+    assert info["parameters"] == sum(p.numel() for p in build("smallnet", classes=3).parameters())
+
+
+def test_a_user_s_own_model_trains_by_its_name(
+    blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n"
+        "def tiny(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(8 * 14 * 14, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(quick, model="my_models:tiny", epochs=1)
+    first, second = (train(blobs, tmp_path / name, recipe=recipe, precision="fp32") for name in ("a", "b"))
+    assert weights(first) == weights(second)  # dropout included
