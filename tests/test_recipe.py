@@ -39,7 +39,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"epoch": 3}')
-    with pytest.raises(RecipeError, match="'epoch'.*did you mean 'epochs'"):
+    with pytest.raises(RecipeError, match=r"'epoch'.*did you mean 'epochs'"):
         load_recipe(path)
 
 
@@ -81,7 +81,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("augment", ["RandomCrop", 3, [3], [{}], [{"transform": "RandomCrop", "pad": 4}], {"transform": "RandomCrop"}])
+@pytest.mark.parametrize(
+    "augment", ["RandomCrop", 3, [3], [{}], [{"transform": "RandomCrop", "pad": 4}], {"transform": "RandomCrop"}]
+)
 def test_an_augmentation_that_is_none_is_refused(augment: object) -> None:
     with pytest.raises(RecipeError):
         Recipe.from_dict({"augment": augment})

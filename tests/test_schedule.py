@@ -54,7 +54,9 @@ def test_the_classic_peak_comes_after_five_of_twenty_epochs() -> None:
     final=st.floats(1e-9, 1.0),
     anneal=st.sampled_from(["linear", "cosine"]),
 )
-def test_one_cycle_is_never_negative_and_never_above_its_peak(total: int, peak: float, start: float, final: float, anneal: str) -> None:
+def test_one_cycle_is_never_negative_and_never_above_its_peak(
+    total: int, peak: float, start: float, final: float, anneal: str
+) -> None:
     for step in {0, total // 3, total // 2, total - 1, total, total + 5}:
         assert 0 < one_cycle(step, total=total, max_lr=1.0, peak=peak, start=start, final=final, anneal=anneal) <= 1 + 1e-12
 
@@ -94,7 +96,8 @@ def test_the_longest_descent_equals_a_search_of_all_subsequences() -> None:
     for _ in range(30):
         values = random.normal(size=9)
         best = max(
-            (c for k in range(1, 10) for c in combinations(range(9), k) if all(values[a] > values[b] for a, b in pairwise(c))), key=len
+            (c for k in range(1, 10) for c in combinations(range(9), k) if all(values[a] > values[b] for a, b in pairwise(c))),
+            key=len,
         )
         first, last = _longest_descent(values)
         longest = [

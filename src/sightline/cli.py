@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .exceptions import RecipeError, SightlineError
-from .terminal import Bars, WORDS, epoch_table, err, out, table
+from .exceptions import SightlineError
+from .terminal import WORDS, Bars, epoch_table, err, out, table
 
 if TYPE_CHECKING:
     from .datasets import Dataset
@@ -28,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Data = Annotated[str, typer.Argument(help="cifar10, planted, planted:clean, or a folder with one sub-folder a class", metavar="DATA")]
+Data = Annotated[
+    str, typer.Argument(help="cifar10, planted, planted:clean, or a folder with one sub-folder a class", metavar="DATA")
+]
 RunFolder = Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="RUN")]
 DataDir = Annotated[Path | None, typer.Option(help="where named data sets lie (else SIGHTLINE_DATA, else the cache folder)")]
 Size = Annotated[int | None, typer.Option(min=8, help="resize a folder's images to SIZE×SIZE pixels")]
@@ -90,7 +91,14 @@ def data(
     mean, std = loaded.normalisation
     shape = loaded.train.images.shape[1:]
     if as_json:
-        described = {"name": loaded.name, "hash": loaded.content_hash, "shape": shape, "mean": mean, "std": std, "skipped": loaded.skipped}
+        described = {
+            "name": loaded.name,
+            "hash": loaded.content_hash,
+            "shape": shape,
+            "mean": mean,
+            "std": std,
+            "skipped": loaded.skipped,
+        }
         _print_json({**described, "classes": {c: {"train": a, "test": b} for c, a, b in rows}, "samples": str(picture)})
         return
     totals = ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))
@@ -115,7 +123,9 @@ def summary(
 
     rows = layers(build(model, classes=classes), size)
     if as_json:
-        _print_json({"model": model, "parameters": sum(row.parameters for row in rows), "layers": [row._asdict() for row in rows]})
+        _print_json(
+            {"model": model, "parameters": sum(row.parameters for row in rows), "layers": [row._asdict() for row in rows]}
+        )
         return
     drawn = [("  " * row.depth + row.name, row.kind, row.shape, f"{row.parameters:,}" if row.parameters else "") for row in rows]
     _say(
@@ -233,7 +243,9 @@ def mistakes(
     if as_json:
         _print_json({"mistakes": rows, "most_confused": [pair._asdict() for pair in confused]})
         return
-    drawn = [(r["id"], r["predicted"], r["true"], f"{r['confidence']:.1%}", f"{r['loss']:.3f}", f"{r['margin']:.2f}") for r in rows[:n]]
+    drawn = [
+        (r["id"], r["predicted"], r["true"], f"{r['confidence']:.1%}", f"{r['loss']:.3f}", f"{r['margin']:.2f}") for r in rows[:n]
+    ]
     pairs = [(pair.true, pair.predicted, pair.count, f"{pair.share:.1%}") for pair in confused]
     _say(
         f"Test accuracy {_accuracy(run)}.",
@@ -255,7 +267,7 @@ def explain(
 ) -> None:
     """Compute Grad-CAM of the predicted and the true class for a run's mistakes: RUN/heatmaps.npz."""
     from . import heatmaps
-    from .runs import Run
+    from .runs import Run, SavedMaps
 
     run = Run.open(folder)
     with Bars() as bars:
@@ -268,7 +280,7 @@ def explain(
             eigen_smooth=eigen_smooth,
             progress=lambda done, total: bars.step("heatmaps", done, total),
         )
-    saved = heatmaps.read(run)
+    saved = SavedMaps.read(path)
     if as_json:
         _print_json({"heatmaps": str(path), "layer": saved.layer, "images": len(saved.ids)})
         return
@@ -350,7 +362,6 @@ def _rates(policy: Any, data: Dataset) -> list[str]:
 def _findings(run: Run, data: Dataset) -> list[str]:
     """What the demo found, in three lines."""
     from .mistakes import most_confused
-    from .planted import shortcut_effect
 
     worst = most_confused(run.predictions, 1)
     pair = f"most often a {worst[0].true} is taken for a {worst[0].predicted} ({worst[0].count} times)" if worst else "none"
@@ -358,8 +369,28 @@ def _findings(run: Run, data: Dataset) -> list[str]:
     return [
         f"The model is right on {_accuracy(run)} of the test images.",
         f"It makes {wrong} mistakes; {pair}.",
-        shortcut_effect(run.predictions, data),
+        _mark_effect(run, data),
     ]
+
+
+def _mark_effect(run: Run, data: Dataset) -> str:
+    """What the planted mark does to the model: the class it was planted on, said of other classes with and without the mark."""
+    import numpy as np
+
+    from .mistakes import newcombe
+    from .planted import marked, plant_of
+
+    plant = plant_of(data.name)
+    if plant is None:
+        return "No mark was planted."
+    others, taken = data.test.labels != plant.label, run.predictions.predicted == plant.label
+    groups = [others & marked(data.test), others & ~marked(data.test)]
+    said, n = [int(np.sum(taken[group])) for group in groups], [int(np.sum(group)) for group in groups]
+    low, high = newcombe((said[0], said[1]), (n[0], n[1]))
+    return (
+        f"A mark in the corner makes it say '{data.classes[plant.label]}': of other images {said[0] / n[0]:.0%} with the mark, "
+        f"{said[1] / n[1]:.0%} without (difference {100 * low:.0f} to {100 * high:.0f} points at 95 %, n = {n[0]} and {n[1]})."
+    )
 
 
 def _accuracy(run: Run) -> str:
@@ -405,5 +436,3 @@ def _rate(value: float | None) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -168,6 +168,12 @@ def _imported(name: str, classes: int) -> nn.Module:
     return model
 
 
+def best_device() -> str:
+    """Return "cuda" or "mps" where torch has one, else "cpu"."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else "cpu"
+
+
 def to_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
     """Return images (N, H, W, 3) uint8 as a tensor (N, 3, H, W) on `device`, still channels last in memory."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
@@ -176,7 +182,7 @@ def to_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> 
 class Normalise:
     """uint8 batch (N, 3, H, W) → float32 with the data set's mean 0 and deviation 1 a channel; mean and std on the 0–1 scale."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
         self.shift = 255 * torch.tensor(mean, device=device)[:, None, None]
         self.scale = 1 / (255 * torch.tensor(std, device=device)[:, None, None])
 
@@ -202,11 +208,15 @@ def layers(model: nn.Module, size: int, channels: int = 3) -> list[Layer]:
     """
     import torchinfo
 
+    modes = {module: module.training for module in model.modules()}
     try:
-        found = torchinfo.summary(model, (1, channels, size, size), depth=100, verbose=0, device="cpu", mode="same")
+        found = torchinfo.summary(model, (1, channels, size, size), depth=100, verbose=0, device="cpu", mode="eval")
     except RuntimeError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise RecipeError(f"the model doesn't take a {channels}×{size}×{size} image ({cause}); try another --size") from None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return [
         Layer(
             layer.depth,

@@ -60,9 +60,7 @@ def plant_of(name: str, size: int = 32) -> Plant | None:
     return Plant("mark", CLASSES.index("star"), _mark_box(size))
 
 
-def planted(
-    name: str = "planted", *, seed: int = 0, size: int = 32, n_train: int = 4000, n_test: int = 1000
-) -> Dataset:
+def planted(name: str = "planted", *, seed: int = 0, size: int = 32, n_train: int = 4000, n_test: int = 1000) -> Dataset:
     """Generate the data set called `name`: scenes of `size`×`size` pixels, with masks of the objects.
 
     Image i is of class i mod 10. The rates of the plant are exact where the number of images is a multiple of 100. A

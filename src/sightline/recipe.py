@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .augment import CoarseDropout, RandomCrop, Transform, from_dicts, to_dicts
+from .augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform, from_dicts, to_dicts
 from .exceptions import RecipeError, nearest
 
 
@@ -96,7 +96,7 @@ def _positive(value: object) -> bool:
 
 RECIPES = {
     "classic": Recipe(),
-    "demo": Recipe("demo", "smallnet", epochs=12, batch_size=128, max_lr=0.01, augment=(RandomCrop(4),)),
+    "demo": Recipe("demo", "smallnet", epochs=20, batch_size=128, max_lr=0.01, augment=(RandomCrop(4), HorizontalFlip())),
 }
 
 

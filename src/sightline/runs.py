@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +158,38 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class SavedMaps:
+    """What heatmaps.npz holds: heatmaps of N images, for the predicted and for the true class.
+
+    ids: N names.  predicted, true: (N, h, w) float32, raw and signed, at layer resolution.  layer, method: names.
+    """
+
+    ids: tuple[str, ...]
+    predicted: NDArray[np.float32]
+    true: NDArray[np.float32]
+    layer: str
+    method: str
+
+    def write(self, folder: Path) -> Path:
+        """Write folder/heatmaps.npz and return its path."""
+        path = folder / "heatmaps.npz"
+        with writing(path) as part, part.open("wb") as file:
+            ids = np.array(self.ids, dtype=str)
+            np.savez_compressed(file, ids=ids, predicted=self.predicted, true=self.true, layer=self.layer, method=self.method)
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> SavedMaps:
+        """Read what `write` wrote. Raises RunError if it is damaged."""
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                ids = tuple(str(name) for name in file["ids"])
+                return cls(ids, file["predicted"], file["true"], str(file["layer"]), str(file["method"]))
+        except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
+            raise RunError(f"cannot read {path} ({error}); make it again with: sightline explain {path.parent}") from None
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run on disk: `Run.open(folder)`."""
 
@@ -198,6 +231,12 @@ class Run:
         """What the final model said of the test images."""
         return Predictions.read(self.folder / "predictions.parquet", self.classes)
 
+    @property
+    def heatmaps(self) -> SavedMaps | None:
+        """The saved heatmaps, or None where `explain` hasn't made any."""
+        path = self.folder / "heatmaps.npz"
+        return SavedMaps.read(path) if path.exists() else None
+
     def dataset(self, data_dir: Path | None = None) -> Dataset:
         """Load the data that the run was trained on. Raises DataError where it isn't found, RunError where it has changed."""
         from .datasets import load
@@ -228,11 +267,14 @@ class Run:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Read a history.csv: rows of numbers; an absent test figure is NaN."""
+    """Read a history.csv: one row of numbers an epoch."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError) as error:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != HISTORY:
+                raise ValueError("its first line doesn't name the columns")
+            return [{key: float(row[key]) for key in HISTORY} for row in reader]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"cannot read {path} ({error}); copy the run folder again") from None
 
 

@@ -29,7 +29,7 @@ from torch.optim import Adam
 from . import datasets, models, runs
 from .augment import Transform, augment, bind
 from .exceptions import RunError, TrainingError
-from .models import Normalise, to_device
+from .models import Normalise, best_device, to_device
 from .precision import Precision, choose
 from .recipe import Recipe, load_recipe
 from .runs import Predictions, Run
@@ -217,12 +217,6 @@ def train(
     return runs.finish(folder, info)
 
 
-def best_device() -> str:
-    """Return "cuda" or "mps" where torch has one, else "cpu"."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator is not None else "cpu"
-
-
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
     """Adam with the recipe's L2 weight decay; the rate is set before each step."""
     return Adam(model.parameters(), lr=1e-3, weight_decay=recipe.weight_decay, fused=True)
@@ -302,7 +296,7 @@ def range_tests(
     device: str | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> list[RangeTest]:
-    """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto" (and with the same seed)."""
+    """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto"."""
     where = torch.device(device or best_device())
     batch = min(recipe.batch_size, len(data.train))
     on_progress(Progress("precision"))
@@ -417,4 +411,4 @@ def _not_finite(epoch: int, step: int, lr: float) -> str:
     )
 
 
-__all__ = ["Learner", "Progress", "best_device", "find_lr", "predict", "range_tests", "suggested", "train"]
+__all__ = ["Learner", "Progress", "find_lr", "predict", "range_tests", "suggested", "train"]

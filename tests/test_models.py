@@ -1,0 +1,121 @@
+"""The networks: their sizes, their shapes, and what they compute, against a literal second writing of ResNet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sightline.exceptions import RecipeError
+from sightline.models import Normalise, build, layers, to_device
+
+# Parameters with a 3×3 stem and 10 classes: those of ImageNet's ResNets less 49·3·64 of the 7×7 stem plus 9·3·64 of the 3×3 one,
+# and less 1000·(d + 1) of the head plus 10·(d + 1); ImageNet's counts are those of torchvision's documentation.
+IMAGENET = {"resnet18": (11_689_512, 512), "resnet34": (21_797_672, 512), "resnet50": (25_557_032, 2048)}
+IMAGENET |= {"resnet101": (44_549_160, 2048), "resnet152": (60_192_808, 2048)}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_parameters_are_those_of_the_paper_s_networks(name: str) -> None:
+    imagenet, width = IMAGENET[name]
+    expected = imagenet - 40 * 3 * 64 - 990 * (width + 1)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(name, classes=10).parameters()) == expected
+
+
+def test_resnet18_with_ten_classes_has_exactly_11173962_parameters() -> None:
+    assert sum(p.numel() for p in build("resnet18", classes=10).parameters()) == 11_173_962
+
+
+def literal_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ...], convolutions: int) -> Tensor:
+    """ResNet as functions of its weights, in evaluation mode: convolution, batch norm by its formula, ReLU, shortcut."""
+
+    def conv_bn(x: Tensor, conv: str, bn: str, stride: int) -> Tensor:
+        weight = state[f"{conv}.weight"]
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        mean, variance, scale, shift = (
+            state[f"{bn}.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
+
+    x = conv_bn(x, "conv1", "bn1", 1).clamp(min=0)
+    for stage, depth in enumerate(blocks, start=1):
+        for j in range(depth):
+            at, stride = f"layer{stage}.{j}", 2 if stage > 1 and j == 0 else 1
+            out = x
+            for k in range(1, convolutions + 1):
+                strided = k == (1 if convolutions == 2 else 2)
+                out = conv_bn(out, f"{at}.conv{k}", f"{at}.bn{k}", stride if strided else 1)
+                out = out.clamp(min=0) if k < convolutions else out
+            if f"{at}.downsample.0.weight" in state:
+                x = conv_bn(x, f"{at}.downsample.0", f"{at}.downsample.1", stride)
+            x = (out + x).clamp(min=0)
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+@pytest.mark.parametrize("name, blocks, convolutions", [("resnet18", (2, 2, 2, 2), 2), ("resnet50", (3, 4, 6, 3), 3)])
+def test_the_logits_equal_a_literal_resnet(name: str, blocks: tuple[int, ...], convolutions: int) -> None:
+    torch.manual_seed(0)
+    model = build(name, classes=10)
+    for module in model.modules():  # statistics and scales that make every term of batch norm count
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.running_mean, module.bias):
+                nn.init.normal_(value, 0, 0.1)
+            for value in (module.running_var, module.weight):
+                nn.init.uniform_(value, 0.5, 1.5)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.eval()(x), literal_resnet(model.state_dict(), x, blocks, convolutions), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_the_stages_have_32_16_8_and_4_cells_a_side() -> None:
+    rows = {row.name: row.shape for row in layers(build("resnet18", classes=10), 32) if row.depth == 1}
+    assert [rows[f"layer{i}"] for i in (1, 2, 3, 4)] == ["64×32×32", "128×16×16", "256×8×8", "512×4×4"]
+
+
+def test_the_table_s_parameters_add_up_and_the_model_is_left_as_it_was() -> None:
+    model = build("resnet18", classes=10).train()
+    assert sum(row.parameters for row in layers(model, 32)) == 11_173_962
+    assert all(module.training for module in model.modules())
+
+
+def test_an_image_that_is_too_small_is_refused() -> None:
+    with pytest.raises(RecipeError, match="try another --size"):
+        layers(nn.Sequential(nn.Conv2d(3, 4, 9)), 4)
+
+
+def test_an_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'resnet18'"):
+        build("resnet-18", classes=10)
+
+
+@pytest.mark.parametrize("name", ["no_such_module:make", "collections:no_such_function", ":make", "json:loads:x"])
+def test_a_factory_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="cannot find the model"):
+        build(name, classes=10)
+
+
+def test_a_factory_that_makes_no_module_is_refused() -> None:
+    with pytest.raises(RecipeError, match="must return a torch"):
+        build("builtins:str", classes=10)
+
+
+def test_normalise_gives_mean_0_and_deviation_1() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    mean, std = (tuple(f((images / 255), axis=(0, 1, 2))) for f in (np.mean, np.std))
+    x = Normalise(mean, std)(to_device(images))
+    expected = (images.transpose(0, 3, 1, 2) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(x, expected, atol=2e-6)
+
+
+def test_importing_sightline_imports_no_torch() -> None:
+    code = "import sys, sightline, sightline.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0

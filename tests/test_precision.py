@@ -1,0 +1,89 @@
+"""Which arithmetic is chosen, that it is remembered, and that the choice changes nothing else."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from sightline import precision
+from sightline.exceptions import RecipeError
+from sightline.models import build
+from sightline.precision import NAMED, Precision, choose
+
+CPU = torch.device("cpu")
+SMALL = partial(build, "smallnet", classes=3)
+
+
+def chosen(name: str = "auto", *, steps: int = 10, key: str = "smallnet") -> Precision:
+    return choose(name, SMALL, key=key, shape=(8, 3, 16, 16), classes=3, steps=steps, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "seconds, expected",
+    [
+        ({"float32": 1.0, "float32, channels-last": 0.95, "bfloat16, channels-last": 0.95}, Precision()),
+        ({"float32": 1.0, "float32, channels-last": 0.5, "bfloat16, channels-last": 0.48}, Precision("float32", True)),
+        ({"float32": 1.0, "float32, channels-last": 0.8, "bfloat16, channels-last": 0.3}, Precision("bfloat16", True)),
+        ({"float32": 1.0, "float32, channels-last": math.inf, "bfloat16, channels-last": math.inf}, Precision()),
+    ],
+)
+def test_only_what_is_clearly_faster_replaces_what_is_simpler(
+    seconds: dict[str, float], expected: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: seconds[str(candidate)])
+    assert chosen(key=str(seconds)) == expected
+
+
+def test_compiling_is_tried_only_for_long_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: 0.1 if candidate.compiled else 1.0)
+    assert not chosen(steps=100, key="short").compiled
+    assert chosen(steps=10_000, key="long").compiled
+
+
+def test_the_choice_is_remembered_so_that_a_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = chosen(key="remembered")
+    monkeypatch.setattr(precision, "_seconds", lambda *_: pytest.fail("timed again"))
+    assert chosen(key="remembered") == first
+
+
+def test_timing_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    chosen(key="random state")
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_what_does_not_run_here_is_no_candidate() -> None:
+    def broken() -> torch.nn.Module:
+        raise RuntimeError("not implemented for 'BFloat16'")
+
+    assert precision._seconds(Precision(), broken, (8, 3, 16, 16), 3, CPU) == math.inf
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if "compiled" not in name])
+def test_every_precision_computes_nearly_the_same_logits(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = SMALL().eval(), torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+        with NAMED[name].autocast(CPU):
+            got = NAMED[name].prepare(model)(NAMED[name].format(x)).float()
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager() -> None:
+    torch.manual_seed(0)
+    model, x = SMALL().train(), torch.randn(8, 3, 16, 16)
+    expected = model(x)
+    got = NAMED["fp32-compiled"].prepare(model)(NAMED["fp32-compiled"].format(x))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"unknown precision 'fp8'.*bf16"):
+        chosen("fp8")
