@@ -192,6 +192,7 @@ def train(
 ) -> None:
     """Train a model, and leave a run folder; the same command goes on where a stopped one was."""
     from . import training
+    from .reporting import duration
 
     chosen = _recipe(recipe, model=model, epochs=epochs, batch_size=batch_size, max_lr=max_lr, augment=augment)
     loaded = _load(name, data_dir, size, skip_bad)
@@ -218,7 +219,7 @@ def train(
         return
     _say(
         epoch_table(run.history),
-        f"Test accuracy {_accuracy(run)} after {results['epoch']} epochs and {_duration(results['seconds'])}"
+        f"Test accuracy {_accuracy(run)} after {results['epoch']} epochs and {duration(results['seconds'])}"
         f" on {run.info['device']} ({run.info['arithmetic']['dtype']}).",
         f"The run: {folder}. Next: sightline report {folder}",
     )
@@ -431,8 +432,3 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _rate(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"

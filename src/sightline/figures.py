@@ -1,0 +1,269 @@
+"""Figures: numbers in, SVG text or PNG bytes out; the two that commands ask for are written to a file.
+
+SVG figures keep their text as text and their ink as `currentColor`, so that in a page they follow its colours, light or
+dark; `standalone` adds a style that does the same for a file of its own. Every id starts with the figure's name, so that
+several figures can stand in one page. The same input gives the same bytes. Colours are those of Okabe and Ito
+(https://jfly.uni-koeln.de/color/) and cividis, which readers with any kind of colour vision can tell apart; markers differ too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .mistakes import Accuracy, Calibration
+from .runs import write_text, writing
+from .schedule import RangeTest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .augment import Transform
+    from .datasets import Dataset
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+INK = "#010203"  # stands for the page's own text colour until the SVG is written
+STYLE = (
+    "<style>svg{color:#1c1e21;background:#fff;stroke-linejoin:round}"
+    "@media(prefers-color-scheme:dark){svg{color:#e8eaed;background:#121417}}</style>"
+)
+MANY = 20  # classes up to which numbers fit the cells of a confusion matrix
+_LOCK = threading.Lock()
+
+
+def standalone(svg: str) -> str:
+    """Return an SVG figure as a file of its own, readable on light and on dark."""
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace(">", f">{STYLE}", 1)
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Draw the rows of history.csv over epochs: SVGs called "loss", "accuracy" (per cent) and "rate"."""
+    epochs = [row["epoch"] for row in history]
+    drawn = {}
+    for name, label, scale in (("loss", "cross entropy, nats", 1), ("accuracy", "accuracy, %", 100)):
+        figure, axes = _axes(4.6, 3.1, "epoch", label)
+        for part, colour, marker, line in (("train", BLUE, "o", "--"), ("test", ORANGE, "s", "-")):
+            values = [scale * row[f"{part}_{name}"] for row in history]
+            axes.plot(epochs, values, line, color=colour, marker=marker, markersize=3.5, label=part)
+        _legend(axes)
+        _whole_epochs(axes, epochs)
+        drawn[name] = _svg(figure, name)
+    figure, axes = _axes(4.6, 3.1, "epoch", "learning rate of the last step")
+    axes.plot(epochs, [row["lr"] for row in history], color=GREEN, marker="o", markersize=3.5)
+    _whole_epochs(axes, epochs)
+    return {**drawn, "rate": _svg(figure, "rate")}
+
+
+def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Draw counts (K, K), rows the true class, as shares of each row; with the counts up to 20 classes."""
+    from matplotlib.colors import PowerNorm
+
+    k = len(classes)
+    side = min(2.2 + 0.46 * k, 9.0)
+    figure, axes = _axes(side, side if k <= MANY else 0.86 * side, "predicted", "true")
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    # Mistakes are rare beside right answers: the root makes a share of 1 % visible.
+    norm = PowerNorm(0.5, 0, 1)
+    mesh = axes.pcolormesh(share, cmap="cividis", norm=norm, edgecolors="face", linewidth=0.3, rasterized=k > MANY)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.set(xticks=[], yticks=[])
+    if k <= 3 * MANY:
+        size = 9 if k <= MANY else 5
+        axes.set_xticks(np.arange(k) + 0.5, map(_short, classes), rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(np.arange(k) + 0.5, map(_short, classes), fontsize=size, parse_math=False)
+    if k <= MANY:
+        for i, j in np.argwhere(matrix):
+            colour = "white" if share[i, j] < 0.25 else "black"
+            axes.text(j + 0.5, i + 0.5, str(matrix[i, j]), color=colour, ha="center", va="center", fontsize=8)
+    else:
+        bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.6, label="share of the true class")
+        bar.ax.tick_params(colors=INK)
+        bar.ax.yaxis.label.set_color(INK)
+    return _svg(figure, "confusion")
+
+
+def class_accuracy(accuracies: Mapping[str, Accuracy], worst: int = 40) -> str:
+    """Draw the accuracy of the `worst` classes with their 95 % intervals, lowest first; classes without images last."""
+    order = sorted(accuracies.items(), key=lambda item: 2.0 if item[1].accuracy is None else item[1].accuracy)[:worst]
+    figure, axes = _axes(5.4, 1.0 + 0.27 * len(order), "accuracy, %", "")
+    for y, (_, accuracy) in enumerate(order):
+        axes.plot([100 * accuracy.low, 100 * accuracy.high], [y, y], color=BLUE, linewidth=2, alpha=0.6)
+        if accuracy.accuracy is not None:
+            axes.plot(100 * accuracy.accuracy, y, "o", color=BLUE, markersize=5)
+    axes.set_yticks(range(len(order)), [_short(name) for name, _ in order], parse_math=False)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    return _svg(figure, "classes")
+
+
+def reliability(calibration: Calibration) -> str:
+    """Draw accuracy over confidence a bin, beside a calibrated model's diagonal; a dot's area follows its images."""
+    figure, axes = _axes(4.2, 3.8, "confidence, %", "accuracy, %")
+    axes.plot([0, 100], [0, 100], ":", color=INK, linewidth=1)
+    filled = calibration.counts > 0
+    area = 20 + 280 * calibration.counts[filled] / max(calibration.counts.max(), 1)
+    sure, right = 100 * calibration.confidence[filled], 100 * calibration.accuracy[filled]
+    axes.plot(sure, right, color=ORANGE, linewidth=1)
+    axes.scatter(sure, right, s=area, color=ORANGE, alpha=0.75, linewidths=0)
+    axes.set(xlim=(0, 104), ylim=(0, 104))
+    return _svg(figure, "reliability")
+
+
+def range_test(tests: Sequence[RangeTest]) -> str:
+    """Draw the sweeps of a range test: each loss over its rate, smoothed, with the two suggested rates."""
+    figure, axes = _axes(5.4, 3.4, "learning rate", "training loss, nats")
+    for test, marker in zip(tests, "os^vDP*X" * len(tests), strict=False):
+        axes.plot(test.lrs, test.losses, color=INK, alpha=0.2, linewidth=0.8)
+        axes.plot(test.lrs, test.smooth, color=BLUE, linewidth=1.6)
+        for suggestion, colour, rate in (("steepest", GREEN, test.steepest), ("valley", ORANGE, test.valley)):
+            if rate is not None:
+                loss = np.interp(rate, test.lrs, test.smooth)
+                label = f"{suggestion} {rate:.2e}"
+                axes.plot(rate, loss, marker, color=colour, markersize=7, linestyle="none", label=label)
+    axes.set_xscale("log")
+    smooth = np.concatenate([test.smooth for test in tests])
+    low, high = (float(smooth.min()), float(np.quantile(smooth, 0.95))) if len(smooth) else (0.0, 1.0)
+    axes.set_ylim(low - 0.1 * (high - low) - 1e-6, high + 0.3 * (high - low) + 1e-6)  # the divergence would dwarf the descent
+    if axes.get_legend_handles_labels()[0]:
+        _legend(axes)
+    return _svg(figure, "range")
+
+
+def mistakes_grid(
+    images_NHWC: NDArray[np.uint8], titles: Sequence[str], overlays_NTHWC: NDArray[np.uint8] | None = None
+) -> bytes:
+    """Draw images (N, H, W, 3) uint8 under their titles, each with its overlays (N, T, H, W, 3) to its right: a PNG."""
+    if overlays_NTHWC is None:
+        return _grid(images_NHWC, titles, columns=8)
+    return _grid(_side_by_side([images_NHWC, *overlays_NTHWC.swapaxes(0, 1)], axis=2), titles, columns=4)
+
+
+def samples(before_NHWC: NDArray[np.uint8], after_RNHWC: NDArray[np.uint8], titles: Sequence[str]) -> bytes:
+    """Draw N images, each above R augmented versions of itself (R, N, H, W, 3) uint8, under its title: a PNG."""
+    return _grid(_side_by_side([before_NHWC, *after_RNHWC], axis=1), titles, columns=len(before_NHWC))
+
+
+def write_range_test(tests: Sequence[RangeTest], path: Path) -> None:
+    """Write `range_test` as an SVG file. Raises RunError for an unwritable place."""
+    write_text(path, standalone(range_test(tests)))
+
+
+def write_samples(data: Dataset, policy: Sequence[Transform], path: Path, *, seed: int = 0, versions: int = 3) -> None:
+    """Write a PNG: a training image of each of the first ten classes, above `versions` of it as augmented by `policy`."""
+    from torch import Generator
+
+    from .augment import augment, bind
+    from .models import to_device
+
+    found, first = np.unique(data.train.labels, return_index=True)
+    before = data.train.images[first[:10]]
+    titles = [_short(data.classes[label]) for label in found[:10]]
+    # All versions are one batch: a policy draws anew for each image of a batch.
+    batch = to_device(np.tile(before, (versions, 1, 1, 1)))
+    after = augment(bind(policy, data.normalisation[0]), batch, Generator().manual_seed(seed)).permute(0, 2, 3, 1).numpy()
+    with writing(path) as part:
+        part.write_bytes(samples(before, after.reshape(versions, *before.shape), titles))
+
+
+def _side_by_side(parts: Sequence[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:
+    """Join batches of images along their height (1) or width (2), a white gap between them."""
+    shape = list(parts[0].shape)
+    shape[axis] = max(1, shape[axis] // 16)
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([parts[0], *(part for more in parts[1:] for part in (gap, more))], axis)
+
+
+def _grid(images_NHWC: NDArray[np.uint8], titles: Sequence[str], columns: int) -> bytes:
+    """Draw images of one size in rows of `columns`, titled."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n, height, width, _ = images_NHWC.shape
+    columns = max(1, min(columns, n))
+    rows = max(1, -(-n // columns))
+    cell = max(1.25, 1.1 * width / height)
+    figure = Figure((cell * columns, (cell * height / width + 0.36) * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if i < n:
+            axes.imshow(images_NHWC[i], interpolation="nearest")
+            axes.set_title(titles[i], fontsize=8, parse_math=False)
+    file = io.BytesIO()
+    with _drawing():
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _axes(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
+    """Return a transparent figure of width × height inches with plain axes; pyplot, being global, is not used."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(which="both", colors=INK, labelcolor=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(labelcolor=INK, frameon=False, fontsize=9)
+
+
+def _whole_epochs(axes: Axes, epochs: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for the figure."""
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element: without a date, ids starting with `name`, ink and font those of the page."""
+    file = io.StringIO()
+    with _drawing(name):
+        figure.savefig(file, format="svg", dpi=160, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+
+    def mend(tag: re.Match[str]) -> str:
+        text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0])
+        return re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text.replace(INK, "currentColor"))
+
+    return re.sub(r"<[^>]+>", mend, svg)  # in tags only: in texts, where "<" is escaped, nothing changes
+
+
+@contextmanager
+def _drawing(salt: str = "") -> Iterator[None]:
+    """Let one thread at a time draw, with texts as texts, and without complaints about characters that the font lacks."""
+    import matplotlib
+
+    settings = matplotlib.RcParams({"svg.fonttype": "none", "svg.hashsalt": salt})
+    with _LOCK, warnings.catch_warnings(), matplotlib.rc_context(settings):
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        yield

@@ -1,0 +1,358 @@
+"""A run → RUN/figures/ and RUN/report.html, one file that needs nothing else.
+
+`page_of` collects what the page says, as plain data; `templates/report.html` says it. Everything that the page shows of
+names and files is escaped by Jinja2; only figures made here and the style and script of `templates/` go in as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import figures, mistakes
+from .exceptions import DataError, RunError
+from .mistakes import Accuracy, Confusion
+from .recipe import RECIPES, Recipe
+from .runs import Run, SavedMaps, write_text, writing
+from .schedule import suggest
+
+if TYPE_CHECKING:
+    from .datasets import Dataset, Split
+    from .models import Layer
+
+SCHEMA = 1  # of `report_json`
+THUMBNAIL = 128  # pixels, the longest side of a picture in the page
+GRID = 24  # mistakes in figures/mistakes.png, and cards that are open at once
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a card.
+
+    kind: "image", or whose heatmap it is, "predicted" or "true".  name: that class, or "".  empty: the heatmap has no evidence.
+    uri: a data: URI.  alt: what the picture shows, in words.  pixels: its pixels are the image's own, not scaled down.
+    """
+
+    kind: str
+    name: str
+    empty: bool
+    uri: str
+    alt: str
+    pixels: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One mistake. true, predicted: indices into the page's classes; confidence and probability_true are fractions."""
+
+    id: str
+    true: int
+    predicted: int
+    confidence: float
+    probability_true: float
+    loss: float
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page says. Rates are fractions."""
+
+    title: str
+    accuracy: Accuracy
+    facts: tuple[tuple[str, str], ...]
+    classes: tuple[str, ...]
+    mistakes: int
+    cards: tuple[Card, ...]
+    pictures_note: str
+    heatmaps_note: str
+    confused: tuple[Confusion, ...]
+    per_class: Mapping[str, Accuracy]
+    ece: float
+    history: Sequence[Mapping[str, float]]
+    layers: tuple[Layer, ...]
+    recipe: str
+    command: str
+    recipe_needed: bool
+    provenance: tuple[tuple[str, str], ...]
+
+
+def report(run: Run, data: Dataset | None = None, *, n: int = 200, data_dir: Path | None = None) -> Path:
+    """Write RUN/figures/ and RUN/report.html with the `n` mistakes of the highest loss, and return the page's path.
+
+    The pictures come from `data`, or from the data set that the run names, loaded with `data_dir`; where it isn't found the
+    page has none, and says so. Heatmaps are shown where RUN/heatmaps.npz exists.
+
+    Raises RunError if the data set is not the one that the run was made with, or the folder can't be written to.
+    """
+    split, note = _test_images(run, data, data_dir)
+    page = page_of(run, split, note, n)
+    drawn = draw(run)
+    for name, svg in drawn.items():
+        write_text(run.folder / "figures" / f"{name}.svg", figures.standalone(svg))
+    if split is not None and page.mistakes:
+        with writing(run.folder / "figures" / "mistakes.png") as part:
+            part.write_bytes(_mistakes_png(run, split))
+    path = run.folder / "report.html"
+    write_text(path, render(page, drawn))
+    return path
+
+
+def report_json(run: Run) -> dict[str, Any]:
+    """Return the report's figures as JSON-ready values; rates are fractions, seconds are of the whole training."""
+    predictions, results = run.predictions, run.info["results"]
+    overall = mistakes.accuracy(predictions)
+    return {
+        "schema": SCHEMA,
+        "run": str(run.folder),
+        "data": run.info["data"]["name"],
+        "recipe": run.info["recipe"]["name"],
+        "test_accuracy": overall._asdict(),
+        "epochs": int(results["epoch"]),
+        "seconds": results["seconds"],
+        "device": run.info["device"],
+        "calibration_error": mistakes.calibration(predictions).ece,
+        "classes": {name: accuracy._asdict() for name, accuracy in mistakes.per_class(predictions).items()},
+        "most_confused": [pair._asdict() for pair in mistakes.most_confused(predictions)],
+    }
+
+
+def page_of(run: Run, split: Split | None, note: str, n: int) -> Page:
+    """Collect what the page says. `split`: the test images, or None, and then `note` says why there are none."""
+    info, predictions = run.info, run.predictions
+    wrong = mistakes.top_mistakes(predictions)
+    calibration = mistakes.calibration(predictions)
+    recipe = info["recipe"]
+    command, needed = reproduce(info)
+    results = info["results"]
+    return Page(
+        title=f"{recipe['name']} on {info['data']['name']}",
+        accuracy=mistakes.accuracy(predictions),
+        facts=(
+            ("Mistakes", f"{len(wrong):,} of {len(predictions):,}"),
+            ("Epochs", f"{results['epoch']:.0f}"),
+            ("Training time", duration(results["seconds"])),
+            ("Device", str(info["device"])),
+            ("Model", recipe["model"]),
+            ("Parameters", f"{info['parameters']:,}"),
+            ("Train accuracy", percent(results["train_accuracy"], 2)),
+            ("Calibration error", percent(calibration.ece)),
+        ),
+        classes=predictions.classes,
+        mistakes=len(wrong),
+        cards=_cards(run, wrong[:n], split),
+        pictures_note=note,
+        heatmaps_note=_heatmaps_note(run.heatmaps),
+        confused=tuple(mistakes.most_confused(predictions)),
+        per_class=mistakes.per_class(predictions),
+        ece=calibration.ece,
+        history=run.history,
+        layers=model_table(run),
+        recipe=json.dumps(recipe, indent=1, ensure_ascii=False),
+        command=command,
+        recipe_needed=needed,
+        provenance=_provenance(info),
+    )
+
+
+def draw(run: Run) -> dict[str, str]:
+    """Return the run's figures as SVG elements by name."""
+    predictions = run.predictions
+    drawn = figures.curves(run.history)
+    drawn["confusion"] = figures.confusion(mistakes.confusion_matrix(predictions), predictions.classes)
+    drawn["classes"] = figures.class_accuracy(mistakes.per_class(predictions))
+    drawn["reliability"] = figures.reliability(mistakes.calibration(predictions))
+    sweeps = [suggest(np.array(test["lrs"]), np.array(test["losses"])) for test in run.info.get("range_tests", [])]
+    return {**drawn, "range": figures.range_test(sweeps)} if sweeps else drawn
+
+
+def render(page: Page, drawn: Mapping[str, str]) -> str:
+    """Return the page as HTML. `drawn`: SVG elements by name."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sightline"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    style, script = (environment.get_template(name).render() for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        page=page, drawn=drawn, style=style, script=script, script_hash=digest, open_cards=GRID
+    )
+
+
+def model_table(run: Run) -> tuple[Layer, ...]:
+    """Return a row for each module of the run's model, for an image of its data."""
+    from .models import layers
+
+    height, _, channels = run.info["data"]["shape"]
+    return tuple(layers(run.model(), height, channels))
+
+
+def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the command that trains this run again, and whether it needs the recipe in a file, recipe.json."""
+    recipe, data = info["recipe"], info["data"]
+    known = json.loads(json.dumps(RECIPES.get(recipe["name"], Recipe()).to_dict()))  # lists for tuples, as in `info`
+    changed = [key for key, value in recipe.items() if value != known[key]]
+    needed = not {"model", "epochs", "batch_size", "max_lr"}.issuperset(changed)
+    needed |= "max_lr" in changed and recipe["max_lr"] == "auto"  # the option takes numbers
+    options = {"recipe": "recipe.json" if needed else recipe["name"]}
+    options |= {} if needed else {key: recipe[key] for key in changed}
+    options |= {"seed": info["seed"], "precision": info["precision"]}
+    options |= {"size": data["size"]} if data["size"] else {}
+    words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(["sightline", "train", data["name"], *words, *["--skip-bad"] * data["skip_bad"], "-o", "RUN"]), needed
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Return a fraction in per cent; one that would read as zero but isn't as "<0.1 %"."""
+    text, least = f"{100 * fraction:.{digits}f}", f"{10**-digits:.{digits}f}"
+    return f"<{least} %" if fraction > 0 and float(text) == 0 else f"{text} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "42 s", "3 min 5 s", "2 h 14 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _test_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Split | None, str]:
+    """Return the run's test images, or None and why there are none."""
+    if data is None:
+        try:
+            return run.dataset(data_dir).test, ""
+        except DataError as error:
+            return None, f"No pictures: the data set was not found when this report was made ({error})."
+    expected = run.info["data"]["hash"]
+    if data.content_hash != expected:
+        raise RunError(
+            f"the data set '{data.name}' (SHA-256 {data.content_hash[:12]}…) is not the one that {run.folder} was trained on "
+            f"({expected[:12]}…); pass that one, or none to have it loaded"
+        )
+    return data.test, ""
+
+
+def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None) -> tuple[Card, ...]:
+    predictions, maps = run.predictions, _maps(run)
+    place = {} if split is None else {name: i for i, name in enumerate(split.ids)}
+    sure = mistakes.confidences(predictions)
+    cards = []
+    for i in chosen:
+        true, predicted, name = int(predictions.labels[i]), int(predictions.predicted[i]), predictions.ids[i]
+        image = None if split is None else split.images[place[name]]
+        words = (predictions.classes[true], predictions.classes[predicted])
+        cards.append(
+            Card(
+                name,
+                true,
+                predicted,
+                float(sure[i]),
+                float(predictions.probabilities[i, true]),
+                float(predictions.losses[i]),
+                () if image is None else _pictures(image, name, words, float(sure[i]), maps.get(name)),
+            )
+        )
+    return tuple(cards)
+
+
+def _pictures(
+    image_HWC: NDArray[np.uint8], name: str, words: tuple[str, str], sure: float, maps: NDArray[np.float32] | None
+) -> tuple[Picture, ...]:
+    """Return the image, and over it its maps (2, h, w) of the predicted and the true class, if there are any."""
+    true, predicted = words
+    alt = f"{name}: true {true}, predicted {predicted}, confidence {sure:.2f}"
+    original = _picture("image", "", image_HWC, alt)
+    if maps is None:
+        return (original,)
+    from .heatmaps import overlay
+
+    drawn = overlay(maps[None], image_HWC[None])[0]
+    heat = []
+    for kind, word, raw, picture in zip(("predicted", "true"), (predicted, true), maps, drawn, strict=True):
+        alt = f"Heatmap of the {kind} class {word}: {_where(raw)}"
+        heat.append(_picture(kind, word, picture, alt, empty=bool(raw.max() <= 0)))
+    return (original, *heat)
+
+
+def _where(raw: NDArray[np.float32]) -> str:
+    """Say in words where a map (h, w) is strongest."""
+    if raw.max() <= 0:
+        return "no evidence"
+    row, column = np.unravel_index(raw.argmax(), raw.shape)
+    vertical = ("upper", "middle", "lower")[int(3 * (row + 0.5) / raw.shape[0])]
+    horizontal = ("left", "centre", "right")[int(3 * (column + 0.5) / raw.shape[1])]
+    return f"strongest at the {vertical} {horizontal}"
+
+
+def _picture(kind: str, name: str, image_HWC: NDArray[np.uint8], alt: str, *, empty: bool = False) -> Picture:
+    """Return a picture of at most 128 pixels: small images exactly (PNG), large ones as WebP, which is a tenth of it."""
+    from PIL import Image
+
+    picture = Image.fromarray(image_HWC)
+    small = max(picture.size) <= THUMBNAIL // 2
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    if small:
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.save(file, "WEBP", quality=75)
+    uri = f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return Picture(kind, name, empty, uri, alt, small)
+
+
+def _maps(run: Run) -> dict[str, NDArray[np.float32]]:
+    """Return the saved maps (2, h, w), of the predicted and the true class, by image."""
+    saved = run.heatmaps
+    return {} if saved is None else dict(zip(saved.ids, np.stack([saved.predicted, saved.true], 1), strict=True))
+
+
+def _mistakes_png(run: Run, split: Split) -> bytes:
+    """Draw the first mistakes as one picture, with their heatmaps where all of them have some."""
+    rows, maps = mistakes.table(run.predictions, GRID), _maps(run)
+    place = {name: i for i, name in enumerate(split.ids)}
+    images = split.images[[place[row["id"]] for row in rows]]
+    titles = [f"{row['predicted']} / {row['true']}\n{row['confidence']:.2f}" for row in rows]
+    if not all(row["id"] in maps for row in rows):
+        return figures.mistakes_grid(images, titles)
+    from .heatmaps import overlay
+
+    return figures.mistakes_grid(images, titles, overlay(np.stack([maps[row["id"]] for row in rows]), images))
+
+
+def _heatmaps_note(saved: SavedMaps | None) -> str:
+    if saved is None:
+        return "No heatmaps yet: `sightline explain RUN` makes them; then make this report again."
+    cells = "×".join(map(str, saved.true.shape[1:]))
+    return (
+        f"{saved.method} at layer “{saved.layer}”, {cells} cells, for the predicted and for the true class; both maps of an "
+        "image share one scale. “No evidence”: no cell speaks for the class."
+    )
+
+
+def _provenance(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    data, arithmetic = info["data"], info["arithmetic"]
+    ways = ["channels last"] * arithmetic["channels_last"] + ["compiled"] * arithmetic["compiled"]
+    return (
+        ("Data", f"{data['name']}: {data['n_train']:,} training and {data['n_test']:,} test images"),
+        ("Data, SHA-256", data["hash"]),
+        ("Highest learning rate", f"{info['max_lr']:.3g}"),
+        ("Arithmetic", ", ".join([arithmetic["dtype"], *ways])),
+        ("Machine", info["machine"]),
+        *((f"{name} version", str(number)) for name, number in info["versions"].items()),
+    )

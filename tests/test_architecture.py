@@ -1,0 +1,112 @@
+"""The house: who may import whom, what is public, and that every command is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import sightline
+
+SOURCE = Path(sightline.__file__).parent
+ROOT = SOURCE.parent.parent
+# A module may import only from those before it.
+ORDER = (
+    "exceptions",
+    "augment",
+    "recipe",
+    "datasets",
+    "planted",
+    "models",
+    "schedule",
+    "runs",
+    "precision",
+    "training",
+    "mistakes",
+    "heatmaps",
+    "figures",
+    "reporting",
+    "terminal",
+    "cli",
+    "__main__",
+)
+# Names that only a type checker sees, and imports inside a function that choose by name, may point upwards.
+BY_NAME = {("runs", "models"), ("runs", "datasets"), ("datasets", "planted")}
+
+
+def imports(path: Path) -> set[str]:
+    """Sightline's own modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in SOURCE.glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_go_one_way(module: str) -> None:
+    above = ORDER[: ORDER.index(module)]
+    upwards = {name for name in imports(SOURCE / f"{module}.py") if name not in above}
+    assert {(module, name) for name in upwards} <= BY_NAME
+
+
+def test_below_training_nothing_trains() -> None:
+    for module in ORDER[ORDER.index("training") + 1 : ORDER.index("cli")]:
+        tree = ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))
+        typing_only = {
+            id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test) for n in ast.walk(i)
+        }
+        used = [
+            n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "training" and id(n) not in typing_only
+        ]
+        assert not used, module
+
+
+def test_only_the_command_line_prints() -> None:
+    for path in SOURCE.glob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        printing = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+        assert path.stem == "cli" or not printing, path.name
+
+
+def test_the_public_names_are_what_all_says() -> None:
+    assert sightline.__all__ == sorted(sightline.__all__)
+    for name in sightline.__all__:
+        assert getattr(sightline, name).__doc__, f"{name} has no docstring"
+    with pytest.raises(AttributeError):
+        _ = sightline.nothing  # type: ignore[attr-defined]
+
+
+def test_every_public_function_and_class_has_a_docstring() -> None:
+    missing = []
+    for path in SOURCE.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
+                missing.append(f"{path.stem}.{node.name}")
+    assert missing == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from sightline.cli import app
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert re.search(rf"sightline {command.callback.__name__}\b", readme), command.callback.__name__
+
+
+def test_every_dependency_is_pinned() -> None:
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    listed = re.findall(r'^  "([a-z0-9-]+)[><=]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert listed
+    assert set(listed) <= pinned

@@ -1,0 +1,295 @@
+"""The command line as a person uses it: what it says, what it leaves on disk, and one line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline import cli
+from sightline.datasets import load
+from sightline.runs import Run
+
+Sightline = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sightline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sightline:
+    """Run the command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sightline", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder data set: bright and dark 16×16 images, 30 of each, some with names that hurt."""
+    root = tmp_path_factory.mktemp("folder") / "it's <b>data</b>"
+    random = np.random.default_rng(0)
+    for name, level in (("dark & grey", 40), ("<img src=x onerror=alert(1)>", 200)):
+        (root / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = random.integers(level - 40, level + 40, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i} ü'.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on that folder, trained so briefly that it makes mistakes."""
+    from sightline.recipe import Recipe
+    from sightline.training import train
+
+    recipe = Recipe("demo", "smallnet", epochs=1, batch_size=16, max_lr=1e-5, augment=())
+    return train(folder, tmp_path_factory.mktemp("runs") / "run", recipe=recipe, precision="fp32").folder
+
+
+def one_line(err: str, *parts: str) -> None:
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_data_counts_and_draws(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
+    code, out, _ = sightline("data", folder, "-r", "demo", "-o", tmp_path / "sheet.png")
+    assert code == 0
+    assert "dark & grey" in out and "24" in out and "16×16 pixels" in out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 32
+
+
+def test_data_as_json_equals_the_data(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
+    code, out, _ = sightline("data", folder, "-r", "demo", "-o", tmp_path / "sheet.png", "--json")
+    said, data = json.loads(out), load(folder)
+    assert code == 0
+    assert said["hash"] == data.content_hash
+    assert said["mean"] == pytest.approx((data.train.images / 255).mean((0, 1, 2)))
+    assert {name: counts["train"] for name, counts in said["classes"].items()} == {name: 24 for name in data.classes}
+
+
+def test_summary_says_the_parameters(sightline: Sightline) -> None:
+    code, out, _ = sightline("summary", "resnet18")
+    assert code == 0
+    assert "11,173,962 parameters" in out and "512×4×4" in out
+
+
+def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
+    arguments = (
+        "lr",
+        folder,
+        "-r",
+        "demo",
+        "--steps",
+        40,
+        "--batch-size",
+        16,
+        "--precision",
+        "fp32",
+        "-o",
+        tmp_path / "lr.svg",
+        "--json",
+    )
+    code, out, _ = sightline(*arguments)
+    said = json.loads(out)
+    assert code == 0
+    assert len(said["sweeps"]) == 3
+    assert said["max_lr"] == np.median([sweep["valley"] for sweep in said["sweeps"] if sweep["valley"]])
+    assert (tmp_path / "lr.svg").read_text().startswith("<?xml")
+
+
+def test_train_then_mistakes_then_explain_then_report(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("-r", "demo", "--epochs", 2, "--batch-size", 16, "--max-lr", 1e-5, "--precision", "fp32")
+    code, out, err = sightline("train", folder, *options, "-o", run)
+    assert code == 0
+    assert "Test accuracy" in out and "epoch 2/2" in err
+    code, out, _ = sightline("mistakes", run, "-o", tmp_path / "mistakes.csv", "--json")
+    wrong = json.loads(out)["mistakes"]
+    predictions = Run.open(run).predictions
+    assert [row["id"] for row in wrong] == [
+        predictions.ids[i] for i in np.argsort(-predictions.losses) if predictions.margins[i] > 0
+    ]
+    assert len((tmp_path / "mistakes.csv").read_text().splitlines()) == len(wrong) + 1
+    code, out, _ = sightline("explain", run, "--json")
+    assert json.loads(out) == {"heatmaps": str(run / "heatmaps.npz"), "layer": "layer2", "images": len(wrong)}
+    code, out, _ = sightline("report", run)
+    assert code == 0
+    page = (run / "report.html").read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+def test_report_makes_the_heatmaps_that_are_missing(sightline: Sightline, finished: Path) -> None:
+    (finished / "heatmaps.npz").unlink(missing_ok=True)
+    assert sightline("report", finished)[0] == 0
+    heatmaps = Run.open(finished).heatmaps
+    assert heatmaps is not None
+    assert set(heatmaps.ids) == {row["id"] for row in json.loads(sightline("mistakes", finished, "--json")[1])["mistakes"]}
+
+
+def test_a_report_without_its_data_says_so(sightline: Sightline, finished: Path, tmp_path: Path) -> None:
+    info = json.loads((finished / "run.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in finished.iterdir():
+        if path.is_file():
+            (moved / path.name).write_bytes(path.read_bytes())
+    (moved / "run.json").write_text(json.dumps({**info, "data": {**info["data"], "name": "/no/such/folder"}}))
+    code, _, err = sightline("report", moved)
+    assert code == 0
+    assert "without pictures" in err
+    assert "not found" in (moved / "report.html").read_text()
+
+
+def test_data_that_changed_since_is_refused(sightline: Sightline, finished: Path, tmp_path: Path) -> None:
+    info = json.loads((finished / "run.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "run.json").write_text(json.dumps({**info, "data": {**info["data"], "hash": "0" * 64}}))
+    code, _, err = sightline("explain", moved)
+    assert code == 1
+    one_line(err, "isn't what", "train again")
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (("train", "planted", "-r", "clasic", "-o", "RUN"), ("unknown recipe 'clasic'", "did you mean 'classic'")),
+        (("train", "planted", "-r", "demo", "--model", "resnet19", "-o", "RUN"), ("unknown model", "resnet18")),
+        (("train", "planted", "-r", "demo", "--max-lr", "-1", "-o", "RUN"), ("max_lr", "positive")),
+        (("train", "planted", "-r", "demo", "--precision", "fp8", "-o", "RUN"), ("unknown precision 'fp8'",)),
+        (("train", "/no/such/folder", "-o", "RUN"), ("/no/such/folder",)),
+        (("train", "cifar100", "-o", "RUN"), ("cifar100", "cifar10")),
+        (("mistakes", "/no/such/run"), ("no run folder", "sightline train")),
+        (("report", "/no/such/run"), ("no run folder",)),
+        (("explain", "/no/such/run"), ("no run folder",)),
+        (("summary", "resnet-18"), ("did you mean 'resnet18'",)),
+        (("data", "planted:dirty"), ("planted:dirty", "planted:clean")),
+        (("data", "planted", "--augment", "/no/such.json"), ("/no/such.json",)),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    arguments: tuple[str, ...], parts: tuple[str, ...], sightline: Sightline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sightline(*arguments)
+    assert (code, out) == (1, "")
+    one_line(err, *parts)
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_wrong_usage_exits_with_2(sightline: Sightline) -> None:
+    assert sightline("train")[0] == 2
+    assert sightline("nothing")[0] == 2
+
+
+def test_a_finished_run_is_not_overwritten(sightline: Sightline, folder: Path, finished: Path) -> None:
+    code, _, err = sightline("train", folder, "-r", "demo", "-o", finished)
+    assert code == 1
+    one_line(err, "never overwritten")
+
+
+def test_an_unknown_layer_names_the_nearest(sightline: Sightline, finished: Path) -> None:
+    code, _, err = sightline("explain", finished, "--layer", "layer9")
+    assert code == 1
+    one_line(err, "layer9", "layer3")
+
+
+def test_an_augmentation_of_the_user_s_own_runs_and_its_rate_is_printed(
+    sightline: Sightline, folder: Path, tmp_path: Path
+) -> None:
+    import albumentations as A
+
+    A.save(A.Compose([A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=1.0)]), tmp_path / "mine.json")
+    code, _, err = sightline(
+        *(
+            "train",
+            folder,
+            "-r",
+            "demo",
+            "--epochs",
+            1,
+            "--precision",
+            "fp32",
+            "--augment",
+            tmp_path / "mine.json",
+            "-o",
+            tmp_path / "run",
+        )
+    )
+    assert code == 0
+    assert "RandomBrightnessContrast" in err and "images/s" in err
+    assert "RandomBrightnessContrast" in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_control_c_leaves_a_run_that_can_be_gone_on_with_and_says_how(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sightline",
+        "train",
+        "planted",
+        "-r",
+        "demo",
+        "--precision",
+        "fp32",
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "resume" / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"the same command with -o {tmp_path / 'run'} goes on" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_tells_the_story(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "sightline", "demo", "-o", str(tmp_path / "demo"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = json.loads(result.stdout)
+    assert len(said["findings"]) == 3
+    assert Path(said["report"]).stat().st_size < 5e6
+    assert 0.75 < said["results"]["test_accuracy"] < 0.95  # the mark costs it ten points: the clean scenes reach 90 %
+
+
+def test_one_epoch_on_the_real_cifar10(sightline: Sightline, cifar10_folder: Path, tmp_path: Path) -> None:
+    options = ("-r", "demo", "--epochs", 1, "--precision", "fp32", "--data-dir", cifar10_folder)
+    code, _, _ = sightline("train", "cifar10", *options, "-o", tmp_path / "run")
+    assert code == 0
+    run = Run.open(tmp_path / "run")
+    assert 0.45 < run.history[-1]["test_accuracy"] < 0.8
+    assert len(run.predictions) == 10_000
+    assert sightline("report", tmp_path / "run", "--data-dir", cifar10_folder)[0] == 0
+    assert 1e5 < (tmp_path / "run" / "report.html").stat().st_size < 5e6

@@ -1,0 +1,341 @@
+"""The page is parsed and its figures are compared with the predictions; every name in it tries to break out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import shlex
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binomtest
+from torch import manual_seed
+
+from sightline import datasets, heatmaps, models, reporting, runs
+from sightline.exceptions import RunError
+from sightline.recipe import RECIPES, Recipe
+from sightline.runs import Predictions, Run
+
+CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "'\" onfocus=alert(1) 😀", "\u202eסוס", "yak")
+N = 60
+
+
+def make_data(*, n: int = N, classes: tuple[str, ...] = CLASSES, pixels: int = 32) -> datasets.Dataset:
+    """Noise in which no image is of the last class; every id is hostile too."""
+    rng = np.random.default_rng(0)
+    splits = [
+        datasets.Split(
+            rng.integers(0, 256, (n, pixels, pixels, 3), dtype=np.uint8),
+            rng.integers(0, len(classes) - 1, n),
+            classes,
+            tuple(f'{part}/"><script>alert({i})</script>.png' for i in range(n)),
+        )
+        for part in ("train", "test")
+    ]
+    return datasets.Dataset("planted", *splits)
+
+
+def make_run(folder: Path, data: datasets.Dataset, *, epochs: int = 2, right: bool = False, sweep: bool = False) -> Run:
+    """A finished run of an untrained net; with `right` it makes no mistake."""
+    manual_seed(0)
+    model = models.build("smallnet", classes=len(data.classes))
+    folder.mkdir()
+    runs.write_weights(folder, model)
+    logits = np.random.default_rng(1).normal(size=(len(data.test), len(data.classes))).astype(np.float32)
+    logits[np.arange(len(logits)), data.test.labels] += 100 if right else 1
+    predictions = Predictions.from_logits(logits, data.test.labels, data.test.ids, data.classes, "test")
+    predictions.write(folder)
+    accuracy = float((predictions.predicted == predictions.labels).mean())
+    rows = [{**dict.fromkeys(runs.HISTORY, 0.5), "epoch": i + 1.0, "test_accuracy": accuracy} for i in range(epochs)]
+    runs.write_history(folder, rows)
+    rates = np.geomspace(1e-5, 10, 60)
+    losses = 2 - 1.5 / (1 + np.exp(-np.log(rates) - 5))
+    info = {
+        "recipe": RECIPES["demo"].with_(epochs=epochs).to_dict(),
+        "seed": 7,
+        "precision": "fp32",
+        "device": "cpu",
+        "data": {
+            "name": data.name,
+            "hash": data.content_hash,
+            "classes": list(data.classes),
+            "shape": list(data.test.images.shape[1:]),
+            "n_train": len(data.train),
+            "n_test": len(data.test),
+            "skipped": [],
+            "size": None,
+            "skip_bad": False,
+        },
+        "arithmetic": {"dtype": "float32", "channels_last": True, "compiled": False},
+        "max_lr": 0.01,
+        "range_tests": [{"lrs": rates.tolist(), "losses": losses.tolist(), "steepest": 1, "valley": 1}] if sweep else [],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": "a machine",
+        "versions": {"sightline": "0.1.0", "python": "3.12.1", "torch": "2.9.0"},
+        "results": {**rows[-1], "n_test": len(data.test), "seconds": 8050.0},
+    }
+    return runs.finish(folder, info)
+
+
+def make_heatmaps(run: Run) -> None:
+    """Random maps for every test image; those of the true class never argue for it."""
+    maps = np.random.default_rng(2).normal(size=(2, len(run.predictions), 8, 8)).astype(np.float32)
+    maps[1] = -np.abs(maps[1])
+    ids = run.predictions.ids
+    runs.SavedMaps(ids, maps[0], maps[1], "layer3", "Grad-CAM").write(run.folder)
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and the text of the page outside of style and script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.parts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] not in ("style", "script"):
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.parts).split())
+
+    def all(self, name: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def data() -> datasets.Dataset:
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, data: datasets.Dataset) -> Run:
+    run = make_run(tmp_path_factory.mktemp("full") / "run", data, sweep=True)
+    make_heatmaps(run)
+    reporting.report(run, data, n=30)
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(full: Run) -> Parsed:
+    return Parsed((full.folder / "report.html").read_text(encoding="utf-8"))
+
+
+def wrong(run: Run) -> list[int]:
+    predictions = run.predictions
+    mistakes = [i for i in range(len(predictions)) if predictions.predicted[i] != predictions.labels[i]]
+    return sorted(mistakes, key=lambda i: -predictions.losses[i])
+
+
+def test_page_opens_with_the_accuracy_and_its_interval(full: Run, page: Parsed) -> None:
+    correct = N - len(wrong(full))
+    interval = binomtest(correct, N).proportion_ci(method="wilson")
+    assert f"{100 * correct / N:.2f} % test accuracy of the last epoch" in page.text
+    assert f"95 % interval {100 * interval.low:.2f}–{100 * interval.high:.2f} % (Wilson), n = {N}" in page.text
+    assert f"Mistakes {N - correct} of {N}" in page.text
+    assert "Epochs 2 Training time 2 h 14 min Device cpu" in page.text
+
+
+def test_every_card_is_the_next_mistake_by_loss(full: Run, page: Parsed) -> None:
+    predictions, expected = full.predictions, wrong(full)
+    assert f"Showing 30 of {len(expected)} mistakes, highest loss first" in page.text
+    cards = [attributes for attributes in page.all("li") if "data-true" in attributes]
+    assert [(int(card["data-true"]), int(card["data-predicted"])) for card in cards] == [
+        (predictions.labels[i], predictions.predicted[i]) for i in expected[:30]
+    ]
+    first = expected[0]
+    assert predictions.ids[first] in page.text
+    title = f"{CLASSES[predictions.predicted[first]]} / {CLASSES[predictions.labels[first]]}"
+    assert title in page.text
+    assert f"loss {predictions.losses[first]:.2f}" in page.text
+
+
+def test_pictures_are_the_image_and_both_heatmaps(full: Run, page: Parsed, data: datasets.Dataset) -> None:
+    saved = full.heatmaps
+    assert saved
+    pictures = page.all("img")
+    assert len(pictures) == 3 * 30
+    for position, i in enumerate(wrong(full)[:30]):
+        maps = np.stack([saved.predicted[i], saved.true[i]])[None]
+        expected = [data.test.images[i], *heatmaps.overlay(maps, data.test.images[i : i + 1])[0]]
+        for picture, pixels in zip(pictures[3 * position : 3 * position + 3], expected, strict=True):
+            encoded = picture["src"].removeprefix("data:image/png;base64,")
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))), pixels)
+
+
+def test_alternative_texts_say_what_is_seen(full: Run, page: Parsed) -> None:
+    first = wrong(full)[0]
+    predictions = full.predictions
+    true, predicted = CLASSES[predictions.labels[first]], CLASSES[predictions.predicted[first]]
+    image, heat, nothing = (picture["alt"] for picture in page.all("img")[:3])
+    confidence = predictions.probabilities[first].max()
+    assert image == f"{predictions.ids[first]}: true {true}, predicted {predicted}, confidence {confidence:.2f}"
+    assert heat.startswith(f"Heatmap of the predicted class {predicted}: strongest at the ")
+    assert nothing == f"Heatmap of the true class {true}: no evidence"
+    assert f"true {true} : no evidence" in page.text
+
+
+@pytest.mark.parametrize(("row", "column", "words"), [(0, 0, "upper left"), (4, 4, "middle centre"), (7, 5, "lower right")])
+def test_strongest_place_is_said_in_words(row: int, column: int, words: str) -> None:
+    cells = np.zeros((8, 8), np.float32)
+    cells[row, column] = 1
+    assert reporting._where(cells) == f"strongest at the {words}"
+
+
+def test_classes_have_their_intervals_and_one_without_images_says_so(full: Run, page: Parsed) -> None:
+    predictions = full.predictions
+    for i, name in enumerate(CLASSES[:-1]):
+        members = predictions.labels == i
+        hits, n = int((predictions.predicted[members] == i).sum()), int(members.sum())
+        interval = binomtest(hits, n).proportion_ci(method="wilson")
+        assert f"{name} {n} {100 * hits / n:.1f} % {100 * interval.low:.1f}–{100 * interval.high:.1f} %" in page.text
+    assert "yak 0 no test images: nothing is known" in page.text
+
+
+def test_nothing_in_the_page_makes_a_request(page: Parsed) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert not [key for key in attributes if key.startswith("on")], tag
+        for key in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
+            assert attributes.get(key, "#").startswith(("#", "data:image/")), (tag, key)
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_policy_allows_this_script_and_no_other(full: Run) -> None:
+    text = (full.folder / "report.html").read_text(encoding="utf-8")
+    assert text.count("<script") == 1
+    script = text.split("<script>")[1].split("</script>")[0]
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in text
+
+
+def test_every_id_is_unique_and_every_reference_resolves(page: Parsed) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes[key] for _, attributes in page.tags for key in ("href", "xlink:href") if key in attributes]
+    assert {link[1:] for link in links} <= set(ids) and "#mistakes" in links
+
+
+def test_figures_and_page_are_the_same_from_the_same_run(full: Run, data: datasets.Dataset) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in full.folder.rglob("*") if path.is_file()}
+
+    before = files()
+    reporting.report(full, data, n=30)
+    assert files() == before
+    names = {path.name for path in before if path.parent.name == "figures"}
+    svgs = ("loss", "accuracy", "rate", "confusion", "classes", "reliability", "range")
+    assert names == {"mistakes.png", *(f"{name}.svg" for name in svgs)}
+
+
+def test_model_table_counts_the_models_parameters(full: Run, page: Parsed) -> None:
+    rows = reporting.model_table(full)
+    assert sum(row.parameters for row in rows) == full.info["parameters"]
+    assert (rows[-1].name, rows[-1].shape) == ("fc", str(len(CLASSES)))
+    assert f"fc Linear {len(CLASSES)} {rows[-1].parameters}" in page.text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "in_file"),
+    [
+        (RECIPES["classic"], "--recipe classic", False),
+        (RECIPES["classic"].with_(epochs=1, max_lr=0.5), "--recipe classic --epochs 1 --max-lr 0.5", False),
+        (RECIPES["demo"].with_(batch_size=64), "--recipe demo --batch-size 64", False),
+        (RECIPES["demo"].with_(max_lr="auto"), "--recipe recipe.json", True),
+        (RECIPES["demo"].with_(peak=0.5), "--recipe recipe.json", True),
+        (Recipe("mine"), "--recipe recipe.json", True),
+    ],
+)
+def test_command_names_what_differs_from_the_built_in_recipe(full: Run, recipe: Recipe, words: str, in_file: bool) -> None:
+    data = {**full.info["data"], "name": "my pictures", "size": 64, "skip_bad": True}
+    info = {**full.info, "data": data, "recipe": json.loads(json.dumps(recipe.to_dict()))}
+    command, needed = reporting.reproduce(info)
+    assert shlex.split(command)[2] == "my pictures"
+    assert command == f"sightline train 'my pictures' {words} --seed 7 --precision fp32 --size 64 --skip-bad -o RUN"
+    assert needed == in_file
+
+
+def test_figures_as_json_are_those_of_the_page(full: Run) -> None:
+    values = json.loads(json.dumps(reporting.report_json(full), allow_nan=False))
+    correct = N - len(wrong(full))
+    assert values["test_accuracy"]["correct"] == correct and values["test_accuracy"]["n"] == N
+    assert values["classes"]["yak"] == {"correct": 0, "n": 0, "accuracy": None, "low": 0, "high": 1}
+    assert (values["schema"], values["epochs"], values["seconds"], values["device"]) == (1, 2, 8050.0, "cpu")
+    pairs = [(full.predictions.labels[i], full.predictions.predicted[i]) for i in wrong(full)]
+    assert values["most_confused"][0]["count"] == max(pairs.count(pair) for pair in pairs)
+
+
+def test_run_without_mistakes_says_so(tmp_path: Path, data: datasets.Dataset) -> None:
+    run = make_run(tmp_path / "run", data, epochs=1, right=True)
+    text = Parsed(reporting.report(run, data).read_text(encoding="utf-8")).text
+    assert f"None: all {N} test images were classified correctly" in text and "100.00 %" in text
+    assert not (run.folder / "figures" / "mistakes.png").exists()
+
+
+def test_run_without_heatmaps_shows_the_images_alone(tmp_path: Path, data: datasets.Dataset) -> None:
+    page = Parsed(reporting.report(make_run(tmp_path / "run", data), data, n=5).read_text(encoding="utf-8"))
+    assert len(page.all("img")) == 5
+    assert "No heatmaps yet" in page.text
+
+
+def test_many_classes_and_large_images_stay_small(tmp_path: Path) -> None:
+    classes = tuple(f"class {i}" for i in range(200))
+    data = make_data(n=210, classes=classes, pixels=300)
+    run = make_run(tmp_path / "run", data)
+    path = reporting.report(run, data, n=40)
+    picture = Parsed(path.read_text(encoding="utf-8")).all("img")[0]["src"].removeprefix("data:image/webp;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (128, 128)
+    assert path.stat().st_size < 3_000_000
+
+
+def test_without_the_data_the_page_has_no_pictures_and_says_so(tmp_path: Path, data: datasets.Dataset) -> None:
+    gone = replace(data, name=str(tmp_path / "gone"))
+    run = make_run(tmp_path / "run", gone)
+    make_heatmaps(run)
+    page = Parsed(reporting.report(run).read_text(encoding="utf-8"))
+    assert not page.all("img") and "No pictures: the data set was not found" in page.text
+    assert f"Showing {len(wrong(run))} of {len(wrong(run))} mistakes" in page.text
+
+
+def test_other_data_is_an_error_that_shows_both_hashes(full: Run, data: datasets.Dataset) -> None:
+    other = make_data(n=N - 1)
+    with pytest.raises(RunError) as error:
+        reporting.report(full, other)
+    assert other.content_hash[:12] in str(error.value) and data.content_hash[:12] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_heatmaps_are_an_error_that_names_the_file(tmp_path: Path, data: datasets.Dataset) -> None:
+    run = make_run(tmp_path / "run", data)
+    make_heatmaps(run)
+    whole = (run.folder / "heatmaps.npz").read_bytes()
+    (run.folder / "heatmaps.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"heatmaps\.npz.*sightline explain"):
+        reporting.report(run, data)
+    assert not (run.folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (3600, "1 h 0 min"), (8050, "2 h 14 min")]
+)
+def test_durations_are_said_in_words(seconds: float, words: str) -> None:
+    assert reporting.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("fraction", "words"), [(0, "0.0 %"), (0.0001, "<0.1 %"), (0.0005, "0.1 %"), (0.5, "50.0 %"), (1, "100.0 %")]
+)
+def test_small_shares_do_not_read_as_none(fraction: float, words: str) -> None:
+    assert reporting.percent(fraction) == words
