@@ -459,7 +459,7 @@ def test_overlay_of_maps_is_that_of_their_raw_values(model: nn.Module) -> None:
     maps = explain(model, random_images(), [[0, 1]] * 6)
     expected = overlay(maps.raw, images_NHWC, 0.5, "cividis")
     np.testing.assert_array_equal(maps.overlay(images_NHWC, 0.5, "cividis"), expected)
-    np.testing.assert_array_equal(maps.overlay(images_NHWC)[:, 0], maps.overlay(images_NHWC, 0.725, "viridis")[:, 0])
+    np.testing.assert_array_equal(maps.overlay(images_NHWC)[:, 0], maps.overlay(images_NHWC, 0.725, "inferno")[:, 0])
     np.testing.assert_array_equal(maps.overlay(images_NHWC, 1.0)[:, 1], images_NHWC)
 
 

@@ -289,7 +289,13 @@ def explain(
 
 
 @app.command()
-def report(folder: RunFolder, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def report(
+    folder: RunFolder,
+    n: Annotated[int, typer.Option("-n", min=1, help="mistakes to show, the highest loss first")] = 200,
+    weight: Annotated[float, typer.Option(min=0, max=1, help="the image's share where a heatmap lies over it")] = 0.725,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Write RUN/report.html, one file that needs no network; heatmaps are made first if there are none."""
     from . import reporting
     from .heatmaps import explain
@@ -302,7 +308,7 @@ def report(folder: RunFolder, data_dir: DataDir = None, as_json: AsJson = False)
         if loaded is not None and not (folder / "heatmaps.npz").exists():
             explain(run, loaded, progress=lambda done, total: bars.step("heatmaps", done, total))
         bars.step("report", 0, None)
-        page = reporting.report(run, loaded)
+        page = reporting.report(run, loaded, n=n, weight=weight)
     if as_json:
         _print_json({"report": str(page), **reporting.report_json(run)})
         return
@@ -365,7 +371,7 @@ def _findings(run: Run, data: Dataset) -> list[str]:
     from .mistakes import most_confused
 
     worst = most_confused(run.predictions, 1)
-    pair = f"most often a {worst[0].true} is taken for a {worst[0].predicted} ({worst[0].count} times)" if worst else "none"
+    pair = f"the commonest: {worst[0].true} taken for {worst[0].predicted} ({worst[0].count} times)" if worst else "none"
     wrong = int((run.predictions.predicted != run.predictions.labels).sum())
     return [
         f"The model is right on {_accuracy(run)} of the test images.",

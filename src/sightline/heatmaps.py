@@ -52,7 +52,7 @@ class Maps:
     logits: NDArray[np.float32]
     layer: str
 
-    def overlay(self, images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "viridis") -> NDArray[np.uint8]:
+    def overlay(self, images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "inferno") -> NDArray[np.uint8]:
         """Blend the maps over their images: see `overlay`."""
         return overlay(self.raw, images_NHWC, weight, colormap)
 
@@ -331,7 +331,7 @@ def no_evidence(raw: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def overlay(
-    raw: NDArray[np.float32], images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "viridis"
+    raw: NDArray[np.float32], images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "inferno"
 ) -> NDArray[np.uint8]:
     """Blend maps over their images: raw (N, h, w) → (N, H, W, 3) uint8, raw (N, T, h, w) → (N, T, H, W, 3).
 

@@ -87,22 +87,22 @@ class Page:
     provenance: tuple[tuple[str, str], ...]
 
 
-def report(run: Run, data: Dataset | None = None, *, n: int = 200, data_dir: Path | None = None) -> Path:
+def report(run: Run, data: Dataset | None = None, *, n: int = 200, data_dir: Path | None = None, weight: float = 0.725) -> Path:
     """Write RUN/figures/ and RUN/report.html with the `n` mistakes of the highest loss, and return the page's path.
 
     The pictures come from `data`, or from the data set that the run names, loaded with `data_dir`; where it isn't found the
-    page has none, and says so. Heatmaps are shown where RUN/heatmaps.npz exists.
+    page has none, and says so. Heatmaps are shown where RUN/heatmaps.npz exists; `weight` is the image's share in the blend.
 
     Raises RunError if the data set is not the one that the run was made with, or the folder can't be written to.
     """
     split, note = _test_images(run, data, data_dir)
-    page = page_of(run, split, note, n)
+    page = page_of(run, split, note, n, weight)
     drawn = draw(run)
     for name, svg in drawn.items():
         write_text(run.folder / "figures" / f"{name}.svg", figures.standalone(svg))
     if split is not None and page.mistakes:
         with writing(run.folder / "figures" / "mistakes.png") as part:
-            part.write_bytes(_mistakes_png(run, split))
+            part.write_bytes(_mistakes_png(run, split, weight))
     path = run.folder / "report.html"
     write_text(path, render(page, drawn))
     return path
@@ -127,7 +127,7 @@ def report_json(run: Run) -> dict[str, Any]:
     }
 
 
-def page_of(run: Run, split: Split | None, note: str, n: int) -> Page:
+def page_of(run: Run, split: Split | None, note: str, n: int, weight: float) -> Page:
     """Collect what the page says. `split`: the test images, or None, and then `note` says why there are none."""
     info, predictions = run.info, run.predictions
     wrong = mistakes.top_mistakes(predictions)
@@ -150,7 +150,7 @@ def page_of(run: Run, split: Split | None, note: str, n: int) -> Page:
         ),
         classes=predictions.classes,
         mistakes=len(wrong),
-        cards=_cards(run, wrong[:n], split),
+        cards=_cards(run, wrong[:n], split, weight),
         pictures_note=note,
         heatmaps_note=_heatmaps_note(run.heatmaps),
         confused=tuple(mistakes.most_confused(predictions)),
@@ -248,7 +248,7 @@ def _test_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple
     return data.test, ""
 
 
-def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None) -> tuple[Card, ...]:
+def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None, weight: float) -> tuple[Card, ...]:
     predictions, maps = run.predictions, _maps(run)
     place = {} if split is None else {name: i for i, name in enumerate(split.ids)}
     sure = mistakes.confidences(predictions)
@@ -265,14 +265,14 @@ def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None) -> tuple[Ca
                 float(sure[i]),
                 float(predictions.probabilities[i, true]),
                 float(predictions.losses[i]),
-                () if image is None else _pictures(image, name, words, float(sure[i]), maps.get(name)),
+                () if image is None else _pictures(image, name, words, float(sure[i]), maps.get(name), weight),
             )
         )
     return tuple(cards)
 
 
 def _pictures(
-    image_HWC: NDArray[np.uint8], name: str, words: tuple[str, str], sure: float, maps: NDArray[np.float32] | None
+    image_HWC: NDArray[np.uint8], name: str, words: tuple[str, str], sure: float, maps: NDArray[np.float32] | None, weight: float
 ) -> tuple[Picture, ...]:
     """Return the image, and over it its maps (2, h, w) of the predicted and the true class, if there are any."""
     true, predicted = words
@@ -282,7 +282,7 @@ def _pictures(
         return (original,)
     from .heatmaps import overlay
 
-    drawn = overlay(maps[None], image_HWC[None])[0]
+    drawn = overlay(maps[None], image_HWC[None], weight)[0]
     heat = []
     for kind, word, raw, picture in zip(("predicted", "true"), (predicted, true), maps, drawn, strict=True):
         alt = f"Heatmap of the {kind} class {word}: {_where(raw)}"
@@ -322,7 +322,7 @@ def _maps(run: Run) -> dict[str, NDArray[np.float32]]:
     return {} if saved is None else dict(zip(saved.ids, np.stack([saved.predicted, saved.true], 1), strict=True))
 
 
-def _mistakes_png(run: Run, split: Split) -> bytes:
+def _mistakes_png(run: Run, split: Split, weight: float) -> bytes:
     """Draw the first mistakes as one picture, with their heatmaps where all of them have some."""
     rows, maps = mistakes.table(run.predictions, GRID), _maps(run)
     place = {name: i for i, name in enumerate(split.ids)}
@@ -332,7 +332,7 @@ def _mistakes_png(run: Run, split: Split) -> bytes:
         return figures.mistakes_grid(images, titles)
     from .heatmaps import overlay
 
-    return figures.mistakes_grid(images, titles, overlay(np.stack([maps[row["id"]] for row in rows]), images))
+    return figures.mistakes_grid(images, titles, overlay(np.stack([maps[row["id"]] for row in rows]), images, weight))
 
 
 def _heatmaps_note(saved: SavedMaps | None) -> str:
