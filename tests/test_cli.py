@@ -114,7 +114,7 @@ def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, folder: Path,
     said = json.loads(out)
     assert code == 0
     assert len(said["sweeps"]) == 3
-    assert said["max_lr"] == np.median([sweep["valley"] for sweep in said["sweeps"] if sweep["valley"]])
+    assert said["max_lr"] == np.median([sweep["peak"] for sweep in said["sweeps"] if sweep["peak"]])
     assert (tmp_path / "lr.svg").read_text().startswith("<?xml")
 
 

@@ -79,6 +79,15 @@ def test_steepest_is_where_the_descent_is_steepest() -> None:
     assert abs(math.log10(test.steepest) + 3) < 0.06  # the logistic's centre
 
 
+def test_peak_is_where_the_loss_is_lowest() -> None:
+    from scipy.optimize import minimize_scalar
+
+    lowest = minimize_scalar(lambda log_lr: textbook(10**log_lr), bounds=(-5, 1), method="bounded").x
+    test = range_test(textbook)
+    assert test.peak is not None
+    assert abs(math.log10(test.peak) - lowest) < 0.06
+
+
 def test_valley_lies_inside_the_descent_and_above_nothing_diverged() -> None:
     rates = np.geomspace(1e-5, 10, 200)
     test = suggest(rates, np.array([textbook(lr) for lr in rates]))
@@ -131,4 +140,4 @@ def test_the_sweep_stops_at_divergence_and_at_a_loss_that_is_not_finite() -> Non
 
 def test_a_flat_curve_gives_no_suggestion() -> None:
     test = range_test(lambda lr: 2.3)
-    assert (test.steepest, test.valley) == (None, None)
+    assert (test.steepest, test.valley, test.peak) == (None, None, None)

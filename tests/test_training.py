@@ -191,7 +191,7 @@ def test_the_range_test_leaves_model_and_random_state_as_they_were(blobs: Datase
 
 def test_auto_takes_the_median_of_three_sweeps(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
     run = train(blobs, tmp_path / "run", recipe=quick.with_(max_lr="auto", epochs=4), precision="fp32")
-    suggestions = [test["valley"] for test in run.info["range_tests"]]
+    suggestions = [test["peak"] for test in run.info["range_tests"]]
     assert len(suggestions) == 3
     assert run.info["max_lr"] == np.median([s for s in suggestions if s is not None])
     assert max(row["lr"] for row in run.history) <= run.info["max_lr"]

@@ -165,10 +165,10 @@ def lr(
     if as_json:
         _print_json({"max_lr": suggested(tests), "sweeps": [test.to_dict() for test in tests], "curve": str(picture)})
         return
-    rows = [(i + 1, len(test.lrs), _rate(test.steepest), _rate(test.valley)) for i, test in enumerate(tests)]
+    rows = [(i + 1, len(test.lrs), *map(_rate, (test.steepest, test.valley, test.peak))) for i, test in enumerate(tests)]
     _say(
-        table(("sweep", "steps taken", "steepest", "valley"), rows),
-        f"Suggested --max-lr {suggested(tests):.3g} (the sweeps' median). The curve: {picture}",
+        table(("sweep", "steps taken", "steepest", "valley", "peak"), rows),
+        f"For one-cycle: --max-lr {suggested(tests):.3g} (the median of the peaks). The curve: {picture}",
     )
 
 

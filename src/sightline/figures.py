@@ -121,12 +121,13 @@ def reliability(calibration: Calibration) -> str:
 
 
 def range_test(tests: Sequence[RangeTest]) -> str:
-    """Draw the sweeps of a range test: each loss over its rate, smoothed, with the two suggested rates."""
+    """Draw the sweeps of a range test: each loss over its rate, smoothed, with the suggested rates."""
     figure, axes = _axes(5.4, 3.4, "learning rate", "training loss, nats")
     for test, marker in zip(tests, "os^vDP*X" * len(tests), strict=False):
         axes.plot(test.lrs, test.losses, color=INK, alpha=0.2, linewidth=0.8)
         axes.plot(test.lrs, test.smooth, color=BLUE, linewidth=1.6)
-        for suggestion, colour, rate in (("steepest", GREEN, test.steepest), ("valley", ORANGE, test.valley)):
+        for suggestion, colour in (("steepest", GREEN), ("valley", ORANGE), ("peak", INK)):
+            rate = getattr(test, suggestion)
             if rate is not None:
                 loss = np.interp(rate, test.lrs, test.smooth)
                 label = f"{suggestion} {rate:.2e}"

@@ -46,7 +46,7 @@ class RangeTest:
     """One sweep of the range test.
 
     lrs, losses: (steps taken,) float64, the rate of each step and the training loss *before* the step at that rate.
-    smooth: the losses smoothed. steepest, valley: suggested rates, None where the curve has no descent to read them off.
+    smooth: the losses smoothed. steepest, valley, peak: suggested rates, None where the curve has no descent to read them off.
     """
 
     lrs: NDArray[np.float64]
@@ -54,21 +54,18 @@ class RangeTest:
     smooth: NDArray[np.float64]
     steepest: float | None
     valley: float | None
+    peak: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, without the smoothed curve, which `suggest` makes again."""
-        return {
-            "lrs": self.lrs.tolist(),
-            "losses": self.losses.tolist(),
-            "steepest": self.steepest,
-            "valley": self.valley,
-        }
+        suggestions = {"steepest": self.steepest, "valley": self.valley, "peak": self.peak}
+        return {"lrs": self.lrs.tolist(), "losses": self.losses.tolist(), **suggestions}
 
 
 def range_test(
     step: Callable[[float], float], *, steps: int = 200, low: float = 1e-5, high: float = 10.0, diverged: float = 4.0
 ) -> RangeTest:
-    """Sweep the learning rate exponentially from `low` to `high` and read two suggestions off the curve.
+    """Sweep the learning rate exponentially from `low` to `high` and read three suggestions off the curve.
 
     `step(lr)` takes one optimiser step at that rate and returns the loss it started from; the caller restores the model.
     The sweep stops early at a loss that is not finite or is above `diverged` times the best smoothed loss so far.
@@ -90,22 +87,24 @@ def range_test(
 
 
 def suggest(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
-    """Smooth a sweep's losses and read *steepest* and *valley* off it.
+    """Smooth a sweep's losses and read *steepest*, *valley* and *peak* off it.
 
     Smoothing is a centred Gaussian over log-rate, which doesn't lag as a running mean does. steepest: where the smoothed loss
     falls fastest per unit of log-rate, on the way to its minimum. valley: half-way along the longest decreasing subsequence of
-    the smoothed losses, the rule of fastai (https://docs.fast.ai/callback.schedule.html). Neither is given where the loss falls
-    by less than 2 %.
+    the smoothed losses, the rule of fastai (https://docs.fast.ai/callback.schedule.html). Both are rates for a training at a
+    constant rate. peak: where the smoothed loss is lowest, the end of the descent; there Smith puts the peak of one-cycle
+    (https://arxiv.org/abs/1708.07120, section 4.1). None is given where the loss falls by less than 2 %.
     """
     if len(lrs) < 8:
-        return RangeTest(lrs, losses, losses.copy(), None, None)
+        return RangeTest(lrs, losses, losses.copy(), None, None, None)
     smooth = _smooth(losses, sigma=len(lrs) / 40)
     bottom = int(np.argmin(smooth))
     if bottom < 2 or smooth[bottom] > 0.98 * smooth[:bottom].max():
-        return RangeTest(lrs, losses, smooth, None, None)
+        return RangeTest(lrs, losses, smooth, None, None, None)
     slope = np.gradient(smooth, np.log(lrs))[: bottom + 1]
     first, last = _longest_descent(smooth)
-    return RangeTest(lrs, losses, smooth, float(lrs[np.argmin(slope)]), float(lrs[(first + last) // 2]))
+    steepest, valley = int(np.argmin(slope)), (first + last) // 2
+    return RangeTest(lrs, losses, smooth, float(lrs[steepest]), float(lrs[valley]), float(lrs[bottom]))
 
 
 def _smooth(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

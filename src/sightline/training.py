@@ -306,8 +306,8 @@ def range_tests(
 
 
 def suggested(tests: list[RangeTest]) -> float:
-    """The median of the sweeps' *valley* suggestions. Raises TrainingError where no sweep found a descent."""
-    found = [test.valley for test in tests if test.valley is not None]
+    """The median of the sweeps' *peak* suggestions. Raises TrainingError where no sweep found a descent."""
+    found = [test.peak for test in tests if test.peak is not None]
     if not found:
         raise TrainingError("the range test found no rate at which the loss falls; give one with --max-lr, such as 0.01")
     return float(np.median(found))
