@@ -139,8 +139,8 @@ def train(
     if "max_lr" not in state:
         state["max_lr"], state["range_tests"] = recipe.max_lr, []
         if recipe.max_lr == "auto":
-            # A tenth of the training is spent on it; fewer than 40 steps a sweep can't be smoothed, more than 200 add little.
-            tests = find_lr(learner, recipe, steps=min(200, max(40, steps * epochs // 30)), seed=seed, on_progress=on_progress)
+            # A tenth of the training is spent on it; fewer than 30 steps a sweep can't be smoothed, more than 200 add little.
+            tests = find_lr(learner, recipe, steps=min(200, max(30, steps * epochs // 30)), seed=seed, on_progress=on_progress)
             state["max_lr"], state["range_tests"] = suggested(tests), [test.to_dict() for test in tests]
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe)
