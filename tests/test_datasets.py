@@ -11,6 +11,8 @@ import re
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -275,6 +277,29 @@ def test_an_archive_with_another_md5_is_not_opened(cifar: SmallCifar, tmp_path: 
     assert names_in(tmp_path) == {ARCHIVE}
 
 
+def test_an_archive_that_another_process_unpacks_meanwhile_is_read(
+    cifar: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ARCHIVE).write_bytes(cifar.archive)
+    unpack = datasets._unpack
+
+    def slowly(archive: Path, target: Path) -> None:
+        unpack(archive, target)
+        write_unpacked(cifar, tmp_path)  # the other process is done first
+
+    monkeypatch.setattr(datasets, "_unpack", slowly)
+    cifar.check(load("cifar10", data_dir=tmp_path))
+    assert names_in(tmp_path) == {ARCHIVE, FOLDER}
+
+
+def test_a_folder_that_cannot_be_renamed_is_an_error(cifar: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ARCHIVE).write_bytes(cifar.archive)
+    monkeypatch.setattr(datasets.Path, "rename", failing(errno.EACCES))
+    with fails(f"cannot write to {tmp_path} .Permission denied."):
+        load("cifar10", data_dir=tmp_path)
+    assert names_in(tmp_path) == {ARCHIVE}
+
+
 def failing(code: int) -> Callable[..., None]:
     def fail(*args: object, **keywords: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -421,6 +446,13 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         load("cifar10", data_dir=tmp_path / "file" / "data")
 
 
+@pytest.mark.parametrize("home", ["~nobody9/x", "n" * 300])
+def test_a_data_folder_that_cannot_be_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with fails(f"cannot .*{home}"):
+        load("cifar10", data_dir=Path(home))
+
+
 # ---------------------------------------------------------------- CIFAR-10: the real one
 
 
@@ -459,6 +491,19 @@ def test_an_unknown_name_gets_the_nearest_known_one() -> None:
         load("cifar11")
 
 
+@pytest.mark.parametrize("name", ["~nobody9/x", "n" * 300, "a\nb", "a\0b", "\udcff"])
+def test_a_name_that_cannot_be_a_folder_is_no_data_set(name: str) -> None:
+    for data in (name, Path(name)):
+        with fails(re.escape(f"{name!r} is neither a data set nor a folder")):
+            load(data)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "stat", failing(errno.EACCES))
+    with fails("'secret/data' is neither a data set nor a folder"):
+        load("secret/data")
+
+
 def test_planted_data_is_what_planted_makes() -> None:
     from sightline.planted import planted
 
@@ -469,6 +514,18 @@ def test_a_path_is_always_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_folder(tmp_path / "cifar10", {f"{c}/{i}.png": picture(i) for c in "ab" for i in range(2)})
     monkeypatch.chdir(tmp_path)
     assert load(Path("cifar10")).name == load("./cifar10").name == str(tmp_path / "cifar10")
+
+
+def test_the_normalisation_is_exact_in_little_memory() -> None:
+    images = noise(300, 64, 100, 3).astype(np.uint8)  # 1.9 million pixels: more than one piece
+    split = datasets.Split(images, np.zeros(300, np.int64), ("a",), ())
+    tracemalloc.start()
+    mean, deviation = datasets.Dataset("noise", split, split).normalisation
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(deviation, images.std((0, 1, 2)) / 255, rtol=1e-12)
+    assert peak < 10e6  # an int64 copy of a whole channel is 15 MB
 
 
 def test_a_size_below_one_is_refused(tmp_path: Path) -> None:
@@ -546,6 +603,55 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
     (root / "train" / "owl" / "folder.png").mkdir()
     data = load(root)
     assert len(data.train) == 4 and data.classes == ("Eel", "owl") and data.skipped == ()
+
+
+def test_a_name_in_any_alphabet_is_read(tmp_path: Path) -> None:
+    classes = ("שלום", "a\u202eb", "👩\u200d🔬", "ñandú", "雪")  # with a right-to-left mark and a zero-width joiner
+    write_folder(tmp_path, {f"{c}/{c} {i}.png": picture(0) for c in classes for i in range(2)})
+    data = load(tmp_path)
+    assert data.classes == tuple(sorted(classes))
+    assert {*data.train.ids, *data.test.ids} == {f"{c}/{c} {i}.png" for c in classes for i in range(2)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("bad", ["a\nb", "a\x1b[2Jb", "a\x85b", os.fsdecode(b"caf\xe9")])
+@pytest.mark.parametrize("where", ["root", "class", "file", "test file"])
+def test_a_name_that_cannot_be_written_as_text_is_refused(tmp_path: Path, bad: str, where: str) -> None:
+    root = train_test_folder(tmp_path / (bad if where == "root" else "data"))
+    name = {"class": f"train/{bad}/0.png", "file": f"train/owl/{bad}.png", "test file": f"test/owl/{bad}.png"}.get(where)
+    if name:  # not by Pillow, which can't write to such a name itself
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes((root / "train/owl/0.png").read_bytes())
+    with fails(rf"the name of '{tmp_path}/.*{re.escape(ascii(bad)[1:-1])}.*' has characters .*; rename it"):
+        load(root)
+
+
+def test_control_characters_and_surrogates_alone_are_refused() -> None:
+    accepted = []
+    for character in map(chr, range(sys.maxunicode + 1)):
+        if unicodedata.category(character) not in ("Cc", "Cs"):
+            accepted.append(character)
+        else:
+            with fails("rename it"):
+                datasets._check_name(Path("x"), f"a{character}b")
+    datasets._check_name(Path("x"), "".join(accepted))
+
+
+def test_images_that_do_not_fit_into_memory_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fails(r"10000000 images of 20000×10000 pixels need 6,000,000.0 GB of memory, .*--size"):
+        datasets._room(10**7, (10_000, 20_000, 3))
+
+    empty = np.empty
+
+    def full(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
+        if shape[0]:
+            raise MemoryError
+        return empty(shape, dtype)
+
+    root = train_test_folder(tmp_path)
+    monkeypatch.setattr(datasets.np, "empty", full)
+    with fails("4 images of 8×8 pixels need .* GB of memory"):
+        load(root)
 
 
 def test_reading_reports_its_progress_in_images(tmp_path: Path) -> None:

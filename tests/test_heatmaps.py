@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,9 +17,13 @@ from captum.attr import LayerGradCam
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sightline.exceptions import DataError, RecipeError, SightlineError
+from sightline import heatmaps as engine
+from sightline.datasets import Dataset
+from sightline.exceptions import DataError, RecipeError, RunError, SightlineError
 from sightline.heatmaps import Heatmaps, Maps, explain_batches, no_evidence, overlay, upsample
 from sightline.models import BasicBlock, ResNet, SmallNet
+from sightline.recipe import Recipe
+from sightline.training import train
 
 CLASSES = 5
 
@@ -473,3 +479,36 @@ def test_bad_overlays_are_refused() -> None:
         overlay(raw, images, colormap="virdis")
     with pytest.raises(RecipeError, match=r"weight 72\.5"):
         overlay(raw, images, weight=72.5)
+
+
+def test_the_saved_maps_are_those_of_the_run_s_own_images(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    """Each id's two maps, in their places, equal what its image gives on its own, normalised as in training."""
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1, max_lr=1e-4), precision="fp32")
+    engine.explain(run, blobs)
+    saved, predictions = run.heatmaps, run.predictions
+    assert saved is not None
+    wrong = [i for i in np.argsort(-predictions.losses) if predictions.predicted[i] != predictions.labels[i]]
+    assert len(wrong) > 5
+    assert saved.ids == tuple(blobs.test.ids[i] for i in wrong)
+    mean, std = (np.array(run.info["normalisation"][key]) for key in ("mean", "std"))
+    with Heatmaps(run.model()) as heatmaps:
+        for row, i in enumerate(wrong):
+            image = torch.tensor(((blobs.test.images[i] / 255 - mean) / std).transpose(2, 0, 1), dtype=torch.float32)[None]
+            for kind, label in ((saved.predicted, predictions.predicted[i]), (saved.true, blobs.test.labels[i])):
+                expected = heatmaps(image, [int(label)]).raw[0]
+                np.testing.assert_allclose(kind[row], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max() + 1e-7)
+
+
+def test_other_data_than_the_run_s_is_refused(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32")
+    other = replace(blobs, test=replace(blobs.test, images=255 - blobs.test.images))
+    with pytest.raises(RunError, match="contents differ"):
+        engine.explain(run, other)
+
+
+def test_heatmaps_are_not_opened_twice() -> None:
+    model = SmallNet(classes=3).train()
+    heatmaps = Heatmaps(model)
+    with heatmaps, pytest.raises(SightlineError, match="open already"), heatmaps:
+        pass
+    assert model.training

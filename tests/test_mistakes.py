@@ -146,3 +146,10 @@ def test_a_table_of_an_unknown_kind_is_an_error_that_names_the_kinds(tmp_path: P
     with pytest.raises(RunError, match=r"table\.xlsx.*\.csv, \.json or \.parquet"):
         mistakes.write_table([], tmp_path / "table.xlsx")
     assert not list(tmp_path.iterdir())
+
+
+def test_newcombe_gives_the_published_example() -> None:
+    """Newcombe 1998, table II, method 10: 56 of 70 against 48 of 80."""
+    np.testing.assert_allclose(mistakes.newcombe((56, 48), (70, 80)), (0.0524, 0.3339), atol=5e-5)
+    np.testing.assert_allclose(mistakes.newcombe((48, 56), (80, 70)), (-0.3339, -0.0524), atol=5e-5)
+    assert mistakes.newcombe((0, 3), (0, 5)) == (-1.0, 1.0)

@@ -87,6 +87,13 @@ def test_the_table_s_parameters_add_up_and_the_model_is_left_as_it_was() -> None
     assert all(module.training for module in model.modules())
 
 
+def test_a_layer_that_is_called_twice_is_counted_once_and_images_need_not_be_square() -> None:
+    convolution = nn.Conv2d(3, 3, 3, padding=1)
+    rows = layers(nn.Sequential(convolution, convolution), (16, 40))
+    assert sum(row.parameters for row in rows) == 3 * 3 * 9 + 3
+    assert rows[-1].shape == "3×16×40"
+
+
 def test_an_image_that_is_too_small_is_refused() -> None:
     with pytest.raises(RecipeError, match="try another --size"):
         layers(nn.Sequential(nn.Conv2d(3, 4, 9)), 4)

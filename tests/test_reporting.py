@@ -71,7 +71,9 @@ def make_run(folder: Path, data: datasets.Dataset, *, epochs: int = 2, right: bo
             "skipped": [],
             "size": None,
             "skip_bad": False,
+            "seed": 0,
         },
+        "normalisation": {"mean": data.normalisation[0], "std": data.normalisation[1]},
         "arithmetic": {"dtype": "float32", "channels_last": True, "compiled": False},
         "max_lr": 0.01,
         "range_tests": [{"lrs": rates.tolist(), "losses": losses.tolist(), "steepest": 1, "valley": 1}] if sweep else [],
@@ -263,7 +265,8 @@ def test_command_names_what_differs_from_the_built_in_recipe(full: Run, recipe: 
     info = {**full.info, "data": data, "recipe": json.loads(json.dumps(recipe.to_dict()))}
     command, needed = reporting.reproduce(info)
     assert shlex.split(command)[2] == "my pictures"
-    assert command == f"sightline train 'my pictures' {words} --seed 7 --precision fp32 --size 64 --skip-bad -o RUN"
+    where = "--seed 7 --precision fp32-channels-last --device cpu --size 64 --skip-bad -o RUN"
+    assert command == f"sightline train 'my pictures' {words} {where}"
     assert needed == in_file
 
 
@@ -309,11 +312,11 @@ def test_without_the_data_the_page_has_no_pictures_and_says_so(tmp_path: Path, d
     assert f"Showing {len(wrong(run))} of {len(wrong(run))} mistakes" in page.text
 
 
-def test_other_data_is_an_error_that_shows_both_hashes(full: Run, data: datasets.Dataset) -> None:
+def test_other_data_is_an_error_that_says_what_differs(full: Run) -> None:
     other = make_data(n=N - 1)
     with pytest.raises(RunError) as error:
         reporting.report(full, other)
-    assert other.content_hash[:12] in str(error.value) and data.content_hash[:12] in str(error.value)
+    assert f"{N - 1} + {N - 1} images, {N} + {N} then" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -339,3 +342,19 @@ def test_durations_are_said_in_words(seconds: float, words: str) -> None:
 )
 def test_small_shares_do_not_read_as_none(fraction: float, words: str) -> None:
     assert reporting.percent(fraction) == words
+
+
+@pytest.mark.parametrize(
+    "fraction, digits, text",
+    [
+        (0.0, 1, "0.0 %"),
+        (0.0004, 1, "<0.1 %"),
+        (0.5, 2, "50.00 %"),
+        (0.9244, 2, "92.44 %"),
+        (0.9997, 1, ">99.9 %"),
+        (0.99996, 2, ">99.99 %"),
+        (1.0, 1, "100.0 %"),
+    ],
+)
+def test_a_share_reads_as_none_or_all_only_if_it_is(fraction: float, digits: int, text: str) -> None:
+    assert reporting.percent(fraction, digits) == text

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from sightline import training
-from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop
-from sightline.datasets import Dataset
-from sightline.exceptions import RunError, TrainingError
+from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform
+from sightline.datasets import Dataset, load
+from sightline.exceptions import RecipeError, RunError, SightlineError, TrainingError
 from sightline.models import Normalise, build, to_device
 from sightline.precision import Precision
 from sightline.recipe import Recipe
@@ -93,19 +93,31 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 5, 7, 8, 13, 20])
+POLICIES = [(RandomCrop(2), CoarseDropout(6)), (RandomCrop(2, (0.0,), (16, 16)), CoarseDropout(6, fill=(1.0, 2.0, 3.0)))]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "stage, at", [("train", 1), ("train", 5), ("train", 8), ("train", 20), ("test", 1), ("test", 2), ("epoch", 1)]
+)
 def test_a_run_that_stopped_anywhere_ends_as_if_it_had_not(
-    at: int, blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    at: int,
+    policy: tuple[Transform, ...],
+    blobs: Dataset,
+    quick: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    recipe = quick.with_(augment=(RandomCrop(2), CoarseDropout(6)))
+    recipe = quick.with_(augment=policy)
     whole = train(blobs, tmp_path / "whole", recipe=recipe, precision="fp32")
     seen = 0
 
     def kill(now: training.Progress) -> None:
         nonlocal seen
-        seen += now.stage == "train"
-        if seen == at:
+        seen += now.stage == stage
+        if seen == at and now.stage == stage:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -162,6 +174,28 @@ def test_an_unfinished_run_of_other_settings_is_not_gone_on_with(blobs: Dataset,
         train(blobs, tmp_path, recipe=quick.with_(epochs=4), precision="fp32")
 
 
+def test_two_processes_never_train_into_one_folder(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    def second(now: training.Progress) -> None:
+        if now.stage == "train":
+            train(blobs, tmp_path / "run", recipe=quick, precision="fp32")
+
+    with pytest.raises(RunError, match="another process is training"):
+        train(blobs, tmp_path / "run", recipe=quick, precision="fp32", on_progress=second)
+    train(blobs, tmp_path / "run", recipe=quick, precision="fp32")  # the lock is gone with its owner
+
+
+def test_training_leaves_the_caller_s_random_state_alone(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_finds_its_data_again_however_it_was_loaded(quick: Recipe, tmp_path: Path) -> None:
+    data = load("planted:clean", seed=3, size=24)
+    run = train(data, tmp_path / "run", recipe=quick.with_(epochs=1, batch_size=1000), precision="fp32")
+    assert run.dataset().content_hash == data.content_hash
+
+
 def test_a_finished_run_is_never_overwritten(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
     run = train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32")
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
@@ -170,10 +204,112 @@ def test_a_finished_run_is_never_overwritten(blobs: Dataset, quick: Recipe, tmp_
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_loss_that_is_not_finite_stops_with_what_to_try(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="try a lower --max-lr"):
-        train(blobs, tmp_path / "run", recipe=quick.with_(max_lr=1e30), precision="fp32")
+@pytest.mark.parametrize("batch_size, epochs", [(32, 3), (240, 1), (240, 2)])
+def test_a_loss_that_is_not_finite_stops_with_what_to_try(
+    batch_size: int, epochs: int, blobs: Dataset, quick: Recipe, tmp_path: Path
+) -> None:
+    recipe = quick.with_(max_lr=1e30, batch_size=batch_size, epochs=epochs)
+    with pytest.raises(TrainingError, match="with another -o, try a lower --max-lr"):
+        train(blobs, tmp_path / "run", recipe=recipe, precision="fp32")
     assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+OWN = """
+import torch
+from torch import nn
+
+def tiny(classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(8 * 14 * 14, classes))
+
+def tied(classes):
+    first, second = nn.Linear(768, 768), nn.Linear(768, 768)
+    second.weight = first.weight
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.Linear(768, classes))
+
+def many(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, classes + 2))
+
+def large(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(10, classes))
+
+def frozen(classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def broken(classes):
+    return 1 / 0
+
+def no_argument():
+    return nn.Identity()
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_models.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("factory", ["tiny", "tied"])
+def test_a_user_s_own_model_trains_by_its_name(factory: str, blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    recipe = replace(quick, model=f"own_models:{factory}", epochs=2)
+    first, second = (train(blobs, tmp_path / name, recipe=recipe, precision="fp32") for name in ("a", "b"))
+    assert weights(first) == weights(second)  # dropout included
+    x = Normalise(*blobs.normalisation)(to_device(blobs.test.images))
+    np.testing.assert_array_equal(first.model()(x).argmax(1), first.predictions.predicted)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    "factory, message",
+    [
+        ("many", r"returns \(2, 5\) .* not \(2, 3\)"),
+        ("large", "fails.*--size"),
+        ("frozen", "no parameters"),
+        ("broken", "ZeroDivisionError"),
+        ("no_argument", "TypeError"),
+    ],
+)
+def test_a_model_that_is_no_classifier_of_these_images_is_refused(
+    factory: str, message: str, blobs: Dataset, quick: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(blobs, tmp_path / "run", recipe=replace(quick, model=f"own_models:{factory}"), precision="fp32")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("own")
+def test_a_run_s_own_code_is_not_run(blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(blobs, tmp_path / "run", recipe=replace(quick, model="own_models:tiny", epochs=1), precision="fp32")
+    (run.folder / "evil.py").write_text("raise SystemExit('code of a stranger was run')")
+    path = run.folder / "run.json"
+    for name in ("run.evil:make", "evil:make"):
+        info = json.loads(path.read_text())
+        path.write_text(json.dumps({**info, "recipe": {**info["recipe"], "model": name}}))
+        with pytest.raises(SightlineError):
+            Run.open("run").model()
+    monkeypatch.chdir(run.folder)
+    with pytest.raises(RunError, match="in its own folder"):
+        Run.open(".").model()
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "meta"])
+def test_a_device_that_is_not_here_is_refused(device: str, blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="leave out --device"):
+        train(blobs, tmp_path / "run", recipe=quick, device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_is_gone_on_with(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    def kill(now: training.Progress) -> None:
+        if now.stage == "epoch":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(blobs, tmp_path, recipe=quick, precision="fp32", on_progress=kill)
+    assert train(blobs, tmp_path, recipe=quick, precision="fp32").history[-1]["test_accuracy"] > 0.9
 
 
 def test_the_range_test_leaves_model_and_random_state_as_they_were(blobs: Dataset, quick: Recipe) -> None:
@@ -206,7 +342,7 @@ def test_predict_equals_a_plain_loop_and_restores_the_mode(blobs: Dataset) -> No
     torch.manual_seed(0)
     model = build("smallnet", classes=3).train()
     normalise = Normalise(*blobs.normalisation)
-    logits = predict(model, blobs.test, normalise, Precision(), batch=7)
+    logits = predict(model, blobs.test, normalise, Precision())
     assert model.training
     one_by_one = [model.eval()(normalise(to_device(blobs.test.images[i : i + 1]))).detach().numpy()[0] for i in range(60)]
     np.testing.assert_allclose(logits, one_by_one, rtol=1e-4, atol=1e-5)
@@ -225,17 +361,3 @@ def test_run_json_says_what_is_needed_to_do_it_again(blobs: Dataset, quick: Reci
     assert Recipe.from_dict(info["recipe"]) == quick.with_(epochs=1)
     assert info["data"]["classes"] == ["left", "middle", "right"]
     assert info["parameters"] == sum(p.numel() for p in build("smallnet", classes=3).parameters())
-
-
-def test_a_user_s_own_model_trains_by_its_name(
-    blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_models.py").write_text(
-        "from torch import nn\n"
-        "def tiny(classes):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(8 * 14 * 14, classes))\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    recipe = replace(quick, model="my_models:tiny", epochs=1)
-    first, second = (train(blobs, tmp_path / name, recipe=recipe, precision="fp32") for name in ("a", "b"))
-    assert weights(first) == weights(second)  # dropout included

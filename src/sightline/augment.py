@@ -10,24 +10,18 @@ rest image by image through Albumentations itself (`PerSample`). `to_albumentati
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import json
-import os
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from enum import Enum
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from . import pipelines
 from .exceptions import DataError, RecipeError, nearest
 
 
@@ -50,7 +44,8 @@ class RandomCrop:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        _require(_whole(self.padding) and self.padding >= 0, self, "padding", "a whole number of at least 0")
+        # The bound is beyond any image; beyond int64 no offset could be drawn.
+        _require(_whole(self.padding) and 0 <= self.padding <= 65535, self, "padding", "a whole number between 0 and 65535")
         _require(self.fill is None or _levels(self.fill), self, "fill", "None or a tuple of levels between 0 and 255")
         sized = isinstance(self.size, tuple) and len(self.size) == 2 and all(_whole(s) and s > 0 for s in self.size)
         _require(self.size is None or sized, self, "size", "None or (height, width)")
@@ -148,14 +143,14 @@ class PerSample:
 
     `spec` is what `albumentations.to_dict` returns for them. Every image gets a seed of its own from the generator, so
     the same generator state gives the same images; a seed in the pipeline itself is not used. A call raises RecipeError
-    where Albumentations is missing, doesn't accept the spec, or changes an image's shape or dtype.
+    where Albumentations is missing, doesn't accept the spec, fails, or changes an image's shape or dtype.
     """
 
     spec: dict[str, Any] = field(hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spec", _plain(self.spec))
-        _require(_is_spec(self.spec), self, "spec", "what albumentations.to_dict returns")
+        object.__setattr__(self, "spec", pipelines.plain(self.spec))
+        _require(pipelines.is_spec(self.spec), self, "spec", "what albumentations.to_dict returns")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         return self.apply(images, torch.randint(2**63 - 1, (len(images),), generator=generator))
@@ -170,12 +165,18 @@ class PerSample:
     @cached_property
     def compose(self) -> Any:
         """The `albumentations.Compose` that does the work."""
-        return _build(self.spec)
+        return pipelines.build(self.spec)
 
     def _one(self, image: np.ndarray, seed: int) -> np.ndarray:
         # Not set_random_seed: it gives every transform the same stream, and a flip would always go with the same shift.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        result: np.ndarray = self.compose(image=image)["image"]
+        try:
+            result: np.ndarray = self.compose(image=image)["image"]
+        except Exception as error:  # a crop larger than the image, a mask or boxes wanted: each fails in its own way
+            raise RecipeError(
+                f"{_name(self)}: Albumentations fails on a {image.dtype} image of {image.shape} ({pipelines.line(error)}); "
+                "correct its arguments, or remove it"
+            ) from error
         if (result.shape, result.dtype) != (image.shape, image.dtype):
             raise RecipeError(
                 f"{_name(self)}: a {image.dtype} image of {image.shape} became {result.dtype} of {result.shape}; "
@@ -211,6 +212,7 @@ def bind(policy: Sequence[Transform], mean: Sequence[float]) -> tuple[Transform,
     return tuple(replace(t, fill=fill) if isinstance(t, CoarseDropout) and t.fill == "mean" else t for t in policy)
 
 
+EXAMPLE = 'write [{"transform": "RandomCrop", "padding": 4}]'
 TRANSFORMS: dict[str, type[Any]] = {t.__name__: t for t in (RandomCrop, HorizontalFlip, CoarseDropout, PerSample)}
 
 
@@ -224,21 +226,23 @@ def to_dicts(policy: Sequence[Transform]) -> list[dict[str, Any]]:
 
 def from_dicts(items: Sequence[dict[str, Any]]) -> tuple[Transform, ...]:
     """Inverse of `to_dicts`. Raises RecipeError for an unknown transform or argument, or a wrong or missing value."""
+    if isinstance(items, str) or not isinstance(items, Sequence):
+        raise RecipeError(f"augment: {items!r} is no list of transforms; {EXAMPLE}")
     return tuple(_from_dict(item) for item in items)
 
 
 def _from_dict(item: dict[str, Any]) -> Transform:
     if not isinstance(item, dict) or "transform" not in item:
-        raise RecipeError(f'augment: {item!r} is no transform; write {{"transform": "RandomCrop", "padding": 4}}')
+        raise RecipeError(f"augment: {item!r} is no transform; {EXAMPLE}")
     name = item["transform"]
-    if name not in TRANSFORMS:
-        raise RecipeError(f"augment: unknown transform '{name}': {nearest(str(name), TRANSFORMS)}")
+    if not isinstance(name, str) or name not in TRANSFORMS:
+        raise RecipeError(f"augment: unknown transform {name!r}: {nearest(str(name), TRANSFORMS)}")
     # JSON has no tuples
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items() if k != "transform"}
     known = fields(TRANSFORMS[name])
     for argument in arguments:
         if argument not in [f.name for f in known]:
-            raise RecipeError(f"{name}: unknown argument '{argument}': {nearest(argument, [f.name for f in known])}")
+            raise RecipeError(f"{name}: unknown argument {argument!r}: {nearest(str(argument), [f.name for f in known])}")
     for f in known:
         if f.default is MISSING and f.name not in arguments:
             raise RecipeError(f"{name}: the argument '{f.name}' is missing; add it")
@@ -265,13 +269,11 @@ def from_albumentations(pipeline: Any) -> tuple[Transform, ...]:
     Raises RecipeError for a file that can't be read, an unknown transform, an argument that a transform doesn't know
     (Albumentations itself only warns), and where the package is missing.
     """
-    # Through Albumentations and back: it refuses wrong values and writes the defaults that were left out.
-    items = _plain(_build(_read(pipeline)).to_dict())["transform"]["transforms"]
-    steps = _steps(_images_only(items))
+    steps = _steps(_images_only(pipelines.read(pipeline)))
     unknown = [i for i, (transform, _) in enumerate(steps) if transform is None]
     first, last = (unknown[0], unknown[-1] + 1) if unknown else (len(steps), len(steps))
     slow = [item for _, items in steps[first:last] for item in items]
-    middle = [PerSample(_spec(slow))] if slow else []
+    middle = [PerSample(pipelines.spec(slow))] if slow else []
     known = [[t for t, _ in part if t is not None] for part in (steps[:first], steps[last:])]
     return (*known[0], *middle, *known[1])
 
@@ -281,14 +283,14 @@ def to_albumentations(policy: Sequence[Transform], size: tuple[int, int] = (32, 
 
     Raises RecipeError for a fill of "mean", which `bind` replaces, and where Albumentations is missing.
     """
-    A = _albumentations()
+    A = pipelines.albumentations()
     return A.Compose([out for transform in policy for out in _export(A, transform, size)])
 
 
 def _export(A: Any, transform: Transform, size: tuple[int, int]) -> list[Any]:
     match transform:
         case RandomCrop(padding, fill, own):
-            border = {"border_mode": BORDER_REFLECT_101} if fill is None else {"fill": _exported(fill)}
+            border = {"border_mode": pipelines.BORDER_REFLECT_101} if fill is None else {"fill": _exported(fill)}
             return [A.Pad(padding=padding, **border), A.RandomCrop(*(own or size))]
         case HorizontalFlip(p):
             return [A.HorizontalFlip(p=p)]
@@ -305,124 +307,7 @@ def _exported(fill: tuple[float, ...]) -> int | tuple[int, ...]:
     return levels[0] if len(levels) == 1 else levels
 
 
-BORDER_CONSTANT, BORDER_REFLECT_101 = 0, 4  # OpenCV's numbers, which saved pipelines hold
 CONVERSIONS = ("Normalize", "ToFloat", "ToTensorV2")
-
-
-def _albumentations() -> Any:
-    # Without this its import asks PyPI for a newer version: nothing here goes to the network unasked.
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    try:
-        return importlib.import_module("albumentations")
-    except ImportError as error:
-        hint = "pip install 'sightline[albumentations]'"
-        raise RecipeError(f"this policy needs Albumentations, which is missing here ({error}); {hint}") from None
-
-
-def _read(pipeline: Any) -> dict[str, Any]:
-    """Return the dictionary of a pipeline given as an object, a dictionary or a path."""
-    if isinstance(pipeline, (str, os.PathLike)):
-        pipeline = _load(Path(pipeline))
-    elif hasattr(pipeline, "to_dict"):
-        _refuse_ignored(pipeline)
-        try:
-            pipeline = pipeline.to_dict()
-        except (NotImplementedError, ValueError) as error:
-            raise RecipeError(f"from_albumentations: the pipeline can't be saved ({_line(error)}); remove that part") from None
-    if not _is_spec(pipeline):
-        kind = type(pipeline).__name__
-        raise RecipeError(f"from_albumentations: {kind} is no pipeline; give a Compose, its to_dict, or a saved file")
-    return _plain(pipeline)
-
-
-def _load(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix in (".yaml", ".yml"):
-            return importlib.import_module("yaml").safe_load(text)  # Albumentations depends on it
-        return json.loads(text)
-    except OSError as error:
-        raise RecipeError(f"cannot read the pipeline {path}: {error.strerror}; give a saved .json or .yaml") from None
-    except Exception as error:  # PyYAML's errors have no common base with JSON's
-        raise RecipeError(f"the pipeline {path} is damaged ({_line(error)}); save it again with albumentations.save") from None
-
-
-def _refuse_ignored(transform: Any) -> None:
-    """Raise RecipeError where Albumentations only warned that it ignores an argument."""
-    for argument in getattr(transform, "invalid_args", ()):
-        raise _unknown_argument(type(transform), argument)
-    for child in getattr(transform, "transforms", ()):
-        _refuse_ignored(child)
-
-
-def _unknown_argument(cls: type, argument: str) -> RecipeError:
-    known = inspect.signature(cls).parameters
-    return RecipeError(f"Albumentations {cls.__name__}: unknown argument '{argument}': {nearest(argument, known)}")
-
-
-def _modern(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the pipeline's transforms, one dictionary each, checked and in the words of Albumentations 2."""
-    old = str(spec.get("__version__", "2")).split(".")[0] in ("0", "1")
-    top = _checked(spec["transform"], old)
-    whole = top["__class_fullname__"] == "Compose" and top.get("p", 1) == 1
-    items: list[dict[str, Any]] = top["transforms"] if whole else [top]
-    return items
-
-
-def _checked(item: dict[str, Any], old: bool) -> dict[str, Any]:
-    """Return one transform's dictionary in the words of Albumentations 2; raise RecipeError for what it lacks."""
-    registry = _albumentations().core.serialization.SERIALIZABLE_REGISTRY
-    full = str(item.get("__class_fullname__")) if isinstance(item, dict) else repr(item)
-    name = full.rpartition(".")[2] if full.startswith("albumentations.") else full
-    if name not in registry:
-        close = difflib.get_close_matches(name, registry, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "its name is the class's, and the class must be imported"
-        raise RecipeError(f"Albumentations has no transform '{name}': {hint}")
-    cls = registry[name]
-    arguments = {k: v for k, v in item.items() if k != "__class_fullname__"}
-    if old:
-        arguments = _renamed(name, arguments, set(inspect.signature(cls).parameters))
-    if "p" not in arguments and name not in ("Compose", "Sequential"):
-        raise RecipeError(f"Albumentations {name}: 'p' is missing; Albumentations would take 0.5 unasked: write it")
-    known = inspect.signature(cls).parameters
-    # to_dict also writes what only a parent class takes (PadIfNeeded's "padding"); it has no effect
-    inherited = {p for base in cls.__mro__ if base is not object for p in inspect.signature(base.__init__).parameters}
-    for argument in arguments:
-        if argument not in known and argument not in inherited:
-            raise _unknown_argument(cls, argument)
-    arguments = {k: v for k, v in arguments.items() if k in known}
-    if "transforms" in arguments:
-        arguments["transforms"] = [_checked(child, old) for child in arguments["transforms"]]
-    return {"__class_fullname__": name, **arguments}
-
-
-def _renamed(name: str, arguments: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """Return arguments that Albumentations 1 wrote in the words of 2."""
-    arguments = dict(arguments)
-    if arguments.pop("always_apply", False):
-        arguments["p"] = 1.0
-    if name == "PadIfNeeded":
-        arguments.setdefault("border_mode", BORDER_REFLECT_101)  # the default then; a constant since 2.0
-    for before, after in (
-        ("value", "fill"),
-        ("fill_value", "fill"),
-        ("mask_value", "fill_mask"),
-        ("mask_fill_value", "fill_mask"),
-    ):
-        if before in arguments and before not in known and after in known:
-            value = arguments.pop(before)
-            if value is not None:
-                arguments.setdefault(after, value)
-    if name == "CoarseDropout" and "num_holes_range" not in arguments:
-        for part, after in (
-            ("holes", "num_holes_range"),
-            ("height", "hole_height_range"),
-            ("width", "hole_width_range"),
-        ):
-            high = arguments.pop(f"max_{part}", 8)
-            low = arguments.pop(f"min_{part}", None)
-            arguments[after] = [high if low is None else low, high]
-    return arguments
 
 
 def _images_only(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -472,11 +357,11 @@ def _crop(pad: dict[str, Any], crop: dict[str, Any]) -> RandomCrop | None:
     padding = _padding(pad, *size)
     if padding is None:
         return None
-    if pad["border_mode"] == BORDER_REFLECT_101:
+    if pad["border_mode"] == pipelines.BORDER_REFLECT_101:
         return RandomCrop(padding, size=size)
     fill = _fill(pad)
     # OpenCV rounds the decimals of a padding, unlike those of a hole: leave them to it
-    if pad["border_mode"] == BORDER_CONSTANT and fill and all(v % 1 == 0 for v in fill):
+    if pad["border_mode"] == pipelines.BORDER_CONSTANT and fill and all(v % 1 == 0 for v in fill):
         return RandomCrop(padding, fill, size)
     return None
 
@@ -488,11 +373,14 @@ def _padding(pad: dict[str, Any], height: int, width: int) -> int | None:
     elif pad["__class_fullname__"] == "PadIfNeeded" and pad["min_height"] and pad["min_width"]:
         if pad["pad_height_divisor"] or pad["pad_width_divisor"] or pad["position"] != "center":
             return None
-        sides = {max(pad["min_height"] - height, 0) / 2, max(pad["min_width"] - width, 0) / 2}
+        both = {max(pad["min_height"] - height, 0), max(pad["min_width"] - width, 0)}
+        if any(extra % 2 for extra in both):
+            return None
+        sides = {extra // 2 for extra in both}
     else:
         return None
     side = sides.pop()
-    return int(side) if not sides and side % 1 == 0 and side >= 0 else None
+    return side if not sides and side >= 0 else None
 
 
 def _fill(item: dict[str, Any]) -> tuple[float, ...] | None:
@@ -501,20 +389,6 @@ def _fill(item: dict[str, Any]) -> tuple[float, ...] | None:
     if isinstance(fill, str):
         return None
     return tuple(fill) if isinstance(fill, list) else (fill,)
-
-
-def _spec(items: list[dict[str, Any]]) -> dict[str, Any]:
-    compose = {"__class_fullname__": "Compose", "p": 1.0, "transforms": items}
-    return {"__version__": _albumentations().__version__, "transform": compose}
-
-
-def _build(spec: dict[str, Any]) -> Any:
-    A = _albumentations()
-    spec = _spec(_modern(spec))
-    try:
-        return A.from_dict(spec)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"Albumentations refuses the pipeline: {_line(error)}; correct the value") from None
 
 
 # Small parts
@@ -551,29 +425,6 @@ def _name(transform: Transform) -> str:
     inner = transform.spec["transform"]
     names = [str(item["__class_fullname__"]) for item in inner.get("transforms", [inner])]
     return f"PerSample({', '.join(names)})"
-
-
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("transform"), dict)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """Return a dictionary as JSON would give it back: lists for tuples, values for enums."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(value, default=_enum_value))
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"Albumentations pipeline: {_line(error)}; remove what can't be saved as JSON") from None
-    return plain
-
-
-def _enum_value(value: object) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _require(good: bool, transform: Transform, name: str, want: str) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .exceptions import SightlineError
-from .terminal import WORDS, Bars, epoch_table, err, out, table
+from .exceptions import DataError, RecipeError, SightlineError
+from .terminal import WORDS, Bars, epoch_table, err, out, printable, table
 
 if TYPE_CHECKING:
     from .datasets import Dataset
@@ -121,16 +121,15 @@ def summary(
     """Print a model's layers, output shapes and parameters."""
     from .models import build, layers
 
-    rows = layers(build(model, classes=classes), size)
+    network = build(model, classes=classes)
+    rows, total = layers(network, size), sum(p.numel() for p in network.parameters())
     if as_json:
-        _print_json(
-            {"model": model, "parameters": sum(row.parameters for row in rows), "layers": [row._asdict() for row in rows]}
-        )
+        _print_json({"model": model, "parameters": total, "layers": [row._asdict() for row in rows]})
         return
     drawn = [("  " * row.depth + row.name, row.kind, row.shape, f"{row.parameters:,}" if row.parameters else "") for row in rows]
     _say(
         table(("layer", "type", "output", "parameters"), drawn, left=("layer", "type")),
-        f"{sum(row.parameters for row in rows):,} parameters",
+        f"{total:,} parameters",
     )
 
 
@@ -191,9 +190,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model, and leave a run folder; the same command goes on where a stopped one was."""
-    from . import training
+    from . import runs, training
     from .reporting import duration
 
+    runs.prepare(folder)
     chosen = _recipe(recipe, model=model, epochs=epochs, batch_size=batch_size, max_lr=max_lr, augment=augment)
     loaded = _load(name, data_dir, size, skip_bad)
     for line in _rates(chosen.augment, loaded):
@@ -207,8 +207,6 @@ def train(
                 seed=seed,
                 precision=precision,
                 device=device,
-                size=size,
-                skip_bad=skip_bad,
                 on_progress=bars.training,
             )
     except KeyboardInterrupt:
@@ -304,11 +302,21 @@ def report(
     run = Run.open(folder)
     with Bars() as bars:
         bars.step(WORDS["load"], 0, None)
-        loaded = _data_of(run, data_dir)
+        loaded, no_pictures, no_heatmaps = None, "", ""
+        try:
+            loaded = run.dataset(data_dir)
+        except DataError as error:
+            no_pictures = str(error)
         if loaded is not None and not (folder / "heatmaps.npz").exists():
-            explain(run, loaded, progress=lambda done, total: bars.step("heatmaps", done, total))
+            try:
+                explain(run, loaded, progress=lambda done, total: bars.step("heatmaps", done, total))
+            except RecipeError as error:  # a model without places to look at
+                no_heatmaps = str(error)
         bars.step("report", 0, None)
-        page = reporting.report(run, loaded, n=n, weight=weight)
+        page = reporting.report(run, loaded, n=n, weight=weight, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
+    for what, why in (("pictures", no_pictures), ("heatmaps", no_heatmaps)):
+        if why:
+            err.print(f"without {what}: {why}", markup=False, soft_wrap=True)
     if as_json:
         _print_json({"report": str(page), **reporting.report_json(run)})
         return
@@ -320,7 +328,7 @@ def main() -> None:
     try:
         app()
     except SightlineError as error:
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        err.print(printable(f"error: {error}"), markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -339,17 +347,6 @@ def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) ->
 
     with Bars() as bars:
         return load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
-
-
-def _data_of(run: Run, data_dir: Path | None) -> Dataset | None:
-    """The run's data, or None where it isn't here any more: the report is then made without pictures."""
-    from .exceptions import DataError
-
-    try:
-        return run.dataset(data_dir)
-    except DataError as error:
-        err.print(f"without pictures: {error}", markup=False, soft_wrap=True)
-        return None
 
 
 def _rates(policy: Any, data: Dataset) -> list[str]:
@@ -424,7 +421,7 @@ def _new_folder(wanted: Path) -> Path:
 
 def _say(*lines: Any) -> None:
     for line in lines:
-        out.print(line, soft_wrap=isinstance(line, str), markup=False)
+        out.print(printable(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str), markup=False)
 
 
 def _print_json(value: Any) -> None:

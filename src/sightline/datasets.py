@@ -7,16 +7,17 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 import ssl
 import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -55,12 +56,14 @@ class Dataset:
     """A data set: what the model learns from (`train`) and what it is judged on (`test`).
 
     name: "cifar10", "planted…" or a folder's absolute path.  skipped: ids of the image files that could not be read.
+    options: what `load` must be given besides the name to give the same again: size, skip_bad and seed.
     """
 
     name: str
     train: Split
     test: Split
     skipped: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=lambda: {"size": None, "skip_bad": False, "seed": 0})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -82,10 +85,13 @@ class Dataset:
 
         Exact: computed from the histogram of the 256 levels.
         """
+        pixels = self.train.images.reshape(-1, self.train.images.shape[-1])
         levels = np.arange(256) / 255
         means, deviations = [], []
-        for channel in range(self.train.images.shape[-1]):
-            counts = np.bincount(self.train.images[..., channel].ravel(), minlength=256)
+        for channel in pixels.T:
+            # In pieces: bincount makes an int64 copy, eight times the memory of what it counts.
+            pieces = (channel[start : start + 2**20] for start in range(0, len(channel), 2**20))
+            counts = sum((np.bincount(piece, minlength=256) for piece in pieces), np.zeros(256, np.int64))
             mean = float((counts * levels).sum() / counts.sum())
             variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
             means.append(mean)
@@ -155,15 +161,17 @@ def load(
     if data == "cifar10":
         if size not in (None, 32):
             raise DataError(f"cifar10 images are 32 pixels wide, not {size}; leave out --size")
-        return _load_cifar10(data_dir, progress)
-    if isinstance(data, str) and data.partition(":")[0] == "planted":
+        loaded = _load_cifar10(data_dir, progress)
+    elif isinstance(data, str) and data.partition(":")[0] == "planted":
         from .planted import planted
 
-        return planted(data, seed=seed, size=size or 32)
-    root = Path(data).expanduser()
-    if not root.is_dir():
-        raise DataError(f"'{data}' is neither a data set nor a folder; {nearest(str(data), NAMES)}, or a folder's path")
-    return _load_folder(root.resolve(), size, skip_bad, progress)
+        loaded = planted(data, seed=seed, size=size or 32)
+    else:
+        root = os.path.expanduser(data)
+        if not os.path.isdir(root):
+            raise DataError(f"{str(data)!r} is neither a data set nor a folder; {nearest(str(data), NAMES)}, or a folder's path")
+        loaded = _load_folder(Path(root).resolve(), size, skip_bad, progress)
+    return replace(loaded, options={"size": size, "skip_bad": skip_bad, "seed": seed})
 
 
 def _ignore(label: str, done: int, total: int) -> None:
@@ -188,17 +196,17 @@ def _writing_to(folder: Path) -> AbstractContextManager[None]:
 
 def _load_cifar10(data_dir: Path | None, progress: Progress) -> Dataset:
     given = (data_dir, os.environ.get("SIGHTLINE_DATA"), platformdirs.user_cache_path("sightline"))
-    places = [Path(place).expanduser() for place in given if place]
-    found = (p for p in places if (p / CIFAR10_FOLDER).is_dir() or (p / CIFAR10_ARCHIVE).is_file())
+    places = [Path(os.path.expanduser(place)) for place in given if place]
+    found = (p for p in places if os.path.isdir(p / CIFAR10_FOLDER) or os.path.isfile(p / CIFAR10_ARCHIVE))
     home = next(found, places[0])
-    if not (home / CIFAR10_FOLDER).is_dir():
+    if not os.path.isdir(home / CIFAR10_FOLDER):
         _obtain_archive(home / CIFAR10_ARCHIVE, progress)
         _extract(home / CIFAR10_ARCHIVE)
     return _read_cifar10(home / CIFAR10_FOLDER)
 
 
 def _obtain_archive(archive: Path, progress: Progress) -> None:
-    if not archive.is_file():
+    if not os.path.isfile(archive):
         _download(archive, progress)
     elif (md5 := _file_md5(archive)) != CIFAR10_MD5:
         raise DataError(f"{archive} is damaged or incomplete: MD5 {md5}, not {CIFAR10_MD5}; delete it and run again")
@@ -263,7 +271,15 @@ def _extract(archive: Path) -> None:
         folder = Path(temporary, CIFAR10_FOLDER)
         if missing := [name for name in CIFAR10_FILE_MD5 if not (folder / name).is_file()]:
             raise DataError(f"{damaged} (it lacks {', '.join(missing)})")
-        folder.rename(archive.parent / CIFAR10_FOLDER)
+        _rename(folder, archive.parent / CIFAR10_FOLDER)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():  # it is there where another process unpacked the same archive meanwhile
+            raise
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -333,6 +349,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _load_folder(root: Path, size: int | None, skip_bad: bool, progress: Progress) -> Dataset:
+    _check_name(root, str(root))
     with _disk(f"read {root}", "check its permissions"):
         train_files, test_files = _find_files(root)
     if len(train_files) < 2:
@@ -361,7 +378,7 @@ def _find_files(root: Path) -> tuple[Files, Files]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return _named(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files_by_class(folder: Path) -> Files:
@@ -377,14 +394,29 @@ def _files_by_class(folder: Path) -> Files:
 
 def _image_files(folder: Path) -> list[Path]:
     found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.name)
+    return _named(path for path in found if not path.name.startswith("."))
+
+
+def _named(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths in order of their names; raise DataError for a name that can't be written as text."""
+    listed = sorted(paths, key=lambda path: path.name)
+    for path in listed:
+        _check_name(path, path.name)
+    return listed
+
+
+def _check_name(path: Path, name: str) -> None:
+    # Control characters would break lines, and what isn't UTF-8 comes as surrogates, which no file can be written with.
+    # Anything else is somebody's alphabet or emoji.
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
+        raise DataError(f"the name of {str(path)!a} has characters that cannot be written as text; rename it")
 
 
 def _hold_out(files: Files, root: Path) -> tuple[Files, Files]:
     """Split each class by the SHA-256 of the relative paths: no random state, the same on every machine."""
 
     def rank(path: Path) -> bytes:
-        return hashlib.sha256(path.relative_to(root).as_posix().encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
 
     train, test = {}, {}
     for name, images in files.items():
@@ -425,7 +457,7 @@ def _read_images(
             for i, image in enumerate(pool.map(partial(_read_image, size=size), paths)):
                 if isinstance(image, np.ndarray):
                     if not kept:
-                        images = np.empty((len(paths), *image.shape), np.uint8)
+                        images = _room(len(paths), image.shape)
                     kept.append(i)
                     _check_same_size(paths[kept[0]], images[0], paths[i], image)
                     images[len(kept) - 1] = image
@@ -435,6 +467,18 @@ def _read_images(
     finally:
         pool.shutdown(cancel_futures=True)
     return images[: len(kept)], kept
+
+
+def _room(n: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        return np.empty((n, *shape), np.uint8)
+    except MemoryError:
+        height, width, channels = shape
+        gigabytes = n * height * width * channels / 1e9
+        raise DataError(
+            f"{n} images of {width}×{height} pixels need {gigabytes:,.1f} GB of memory, which is not there; "
+            "make them smaller, such as --size 64"
+        ) from None
 
 
 def _check_same_size(path: Path, image: NDArray[np.uint8], other_path: Path, other: NDArray[np.uint8]) -> None:

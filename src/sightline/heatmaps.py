@@ -83,6 +83,8 @@ class Heatmaps:
         self._layers: dict[torch.Size, str] = {}
 
     def __enter__(self) -> Heatmaps:
+        if self._modes:
+            raise SightlineError("these heatmaps are open already; leave the first `with` before the next")
         self._modes = {module: module.training for module in self._model.modules()}
         # Set by hand: `model.eval()` may be overridden to do more, which could not be taken back.
         for module in self._modes:
@@ -144,7 +146,9 @@ def explain(
     data: the run's data set, loaded by its name if not given.  layer, aug_smooth, eigen_smooth: see `Heatmaps`.
     `progress(done, total)` is called after each batch.
     """
-    data = data or run.dataset()
+    if data is None:
+        data = run.dataset()
+    run.check(data)
     predictions = run.predictions
     place = {name: i for i, name in enumerate(data.test.ids)}
     wrong = top_mistakes(predictions)
@@ -152,7 +156,7 @@ def explain(
     raw, name = explain_batches(
         run.model().to(best_device()),
         data.test.images[[place[i] for i in ids]],
-        data.normalisation,
+        (run.info["normalisation"]["mean"], run.info["normalisation"]["std"]),
         predictions.predicted[wrong],
         predictions.labels[wrong],
         layer=layer,

@@ -162,7 +162,12 @@ def _imported(name: str, classes: int) -> nn.Module:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(f"cannot find the model '{name}' ({error}); check the module's and the function's name") from None
-    model = make(classes)
+    except Exception as error:  # it is somebody's file: anything can go wrong while it is read
+        raise RecipeError(f"the model's file '{module}' has a mistake ({type(error).__name__}: {error}); mend it") from error
+    try:
+        model = make(classes)
+    except Exception as error:
+        raise RecipeError(f"the model '{name}' failed ({type(error).__name__}: {error}); it is called with {classes}") from error
     if not isinstance(model, nn.Module):
         raise RecipeError(f"the model '{name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
@@ -172,6 +177,17 @@ def best_device() -> str:
     """Return "cuda" or "mps" where torch has one, else "cpu"."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator is not None else "cpu"
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return the device called `name`, or the best there is for None. Raises RecipeError for one that can't be used here."""
+    try:
+        device = torch.device(name or best_device())
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"cannot use the device '{name}' here ({reason}); leave out --device, or give cpu") from None
+    return device
 
 
 def to_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
@@ -200,20 +216,22 @@ class Layer(NamedTuple):
     parameters: int
 
 
-def layers(model: nn.Module, size: int, channels: int = 3) -> list[Layer]:
-    """Return a row for each module of `model`, in order, for a (1, channels, size, size) input; the model is left as it was.
+def layers(model: nn.Module, size: int | tuple[int, int], channels: int = 3) -> list[Layer]:
+    """Return a row for each module of `model`, in the order of its calls; the model is left as it was.
 
-    `parameters` counts those that a module owns itself, so the rows add up to the whole. Raises RecipeError where the model
+    The input is one image of `size` (height and width, or both). `parameters` counts those that a module owns itself, where it is
+    called first. Raises RecipeError where the model
     doesn't take such an input.
     """
     import torchinfo
 
+    height, width = (size, size) if isinstance(size, int) else size
     modes = {module: module.training for module in model.modules()}
     try:
-        found = torchinfo.summary(model, (1, channels, size, size), depth=100, verbose=0, device="cpu", mode="eval")
+        found = torchinfo.summary(model, (1, channels, height, width), depth=100, verbose=0, device="cpu", mode="eval")
     except RuntimeError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
-        raise RecipeError(f"the model doesn't take a {channels}×{size}×{size} image ({cause}); try another --size") from None
+        raise RecipeError(f"the model doesn't take a {channels}×{height}×{width} image ({cause}); try another --size") from None
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -223,7 +241,7 @@ def layers(model: nn.Module, size: int, channels: int = 3) -> list[Layer]:
             layer.var_name,
             layer.class_name,
             "×".join(map(str, layer.output_size[1:])),
-            sum(p.numel() for p in layer.module.parameters(recurse=False)),
+            0 if layer.is_recursive else sum(p.numel() for p in layer.module.parameters(recurse=False)),
         )
         for layer in found.summary_list
     ]

@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +52,11 @@ class Precision:
         """The context in which the model's forward pass runs."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
+    @property
+    def name(self) -> str:
+        """Its name in NAMED."""
+        return next(name for name, precision in NAMED.items() if precision == self)
+
     def __str__(self) -> str:
         parts = [self.dtype, "channels-last" if self.channels_last else "", "compiled" if self.compiled else ""]
         return ", ".join(part for part in parts if part)
@@ -59,9 +64,10 @@ class Precision:
 
 NAMED = {
     "fp32": Precision(),
+    "fp32-channels-last": Precision("float32", channels_last=True),
     "bf16": Precision("bfloat16", channels_last=True),
-    "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
     "fp32-compiled": Precision("float32", channels_last=True, compiled=True),
+    "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
 }
 
 
@@ -88,7 +94,7 @@ def choose(
         return NAMED[name]
     path = user_cache_path("sightline") / "precision.json"
     known = _read(path)
-    key = "|".join((_machine(device), torch.__version__, key, "x".join(map(str, shape)), str(steps)))
+    key = "|".join((machine(device), torch.__version__, key, "x".join(map(str, shape)), str(steps)))
     if key not in known:
         with _random_state():
             known = {**_read(path), key: asdict(_fastest(build, shape, classes, steps, device))}
@@ -102,14 +108,13 @@ def choose(
 def _fastest(
     build: Callable[[], nn.Module], shape: tuple[int, int, int, int], classes: int, steps: int, device: torch.device
 ) -> Precision:
-    best, best_time = Precision(), _seconds(Precision(), build, shape, classes, device)
-    for dtype in ("float32", "bfloat16"):
-        candidate = Precision(dtype, channels_last=True)
+    best, best_time = NAMED["fp32"], _seconds(NAMED["fp32"], build, shape, classes, device)
+    for candidate in (NAMED["fp32-channels-last"], NAMED["bf16"]):
         seconds = _seconds(candidate, build, shape, classes, device)
         if seconds < CLEARLY * best_time:
             best, best_time = candidate, seconds
     if steps * best_time > COMPILE_WORTH:
-        candidate = Precision(best.dtype, best.channels_last, compiled=True)
+        candidate = replace(best, channels_last=True, compiled=True)
         if _seconds(candidate, build, shape, classes, device) < CLEARLY * best_time:
             best = candidate
     return best
@@ -148,18 +153,21 @@ def _seconds(
     return sorted(times[2:])[1] * n / part
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """What is remembered, less what isn't of this version's form."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {key: value for key, value in known.items() if value.keys() == asdict(Precision()).keys()}
+    except (OSError, ValueError, AttributeError):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
+    """What computes here, in words: the accelerator's name, or the CPU's vector instructions and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.system()} {platform.machine()}, {device.type} ({capability}), {torch.get_num_threads()} threads"
 
 
 @contextmanager

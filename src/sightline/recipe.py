@@ -51,7 +51,7 @@ class Recipe:
             ("start_lr", _positive(self.start_lr) and self.start_lr <= 1, "a number above 0 and at most 1"),
             ("final_lr", _positive(self.final_lr) and self.final_lr <= 1, "a number above 0 and at most 1"),
             ("anneal", self.anneal in ("linear", "cosine"), "'linear' or 'cosine'"),
-            ("weight_decay", _number(self.weight_decay) and self.weight_decay >= 0, "a number of at least 0"),
+            ("weight_decay", _number(self.weight_decay) and 0 <= self.weight_decay < float("inf"), "a number of at least 0"),
         ):
             if not good:
                 raise RecipeError(f"recipe '{self.name}': {name} is {getattr(self, name)!r}; it must be {want}")

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import figures, mistakes
-from .exceptions import DataError, RunError
+from .exceptions import DataError
 from .mistakes import Accuracy, Confusion
+from .precision import Precision
 from .recipe import RECIPES, Recipe
 from .runs import Run, SavedMaps, write_text, writing
 from .schedule import suggest
@@ -87,16 +88,26 @@ class Page:
     provenance: tuple[tuple[str, str], ...]
 
 
-def report(run: Run, data: Dataset | None = None, *, n: int = 200, data_dir: Path | None = None, weight: float = 0.725) -> Path:
+def report(
+    run: Run,
+    data: Dataset | None = None,
+    *,
+    n: int = 200,
+    weight: float = 0.725,
+    data_dir: Path | None = None,
+    no_pictures: str = "",
+    no_heatmaps: str = "",
+) -> Path:
     """Write RUN/figures/ and RUN/report.html with the `n` mistakes of the highest loss, and return the page's path.
 
     The pictures come from `data`, or from the data set that the run names, loaded with `data_dir`; where it isn't found the
     page has none, and says so. Heatmaps are shown where RUN/heatmaps.npz exists; `weight` is the image's share in the blend.
+    Who knows already that there can be no pictures or no heatmaps gives the reason as `no_pictures` or `no_heatmaps`.
 
     Raises RunError if the data set is not the one that the run was made with, or the folder can't be written to.
     """
-    split, note = _test_images(run, data, data_dir)
-    page = page_of(run, split, note, n, weight)
+    split, no_pictures = (None, no_pictures) if no_pictures else _test_images(run, data, data_dir)
+    page = page_of(run, split, n, weight, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
     drawn = draw(run)
     for name, svg in drawn.items():
         write_text(run.folder / "figures" / f"{name}.svg", figures.standalone(svg))
@@ -127,8 +138,8 @@ def report_json(run: Run) -> dict[str, Any]:
     }
 
 
-def page_of(run: Run, split: Split | None, note: str, n: int, weight: float) -> Page:
-    """Collect what the page says. `split`: the test images, or None, and then `note` says why there are none."""
+def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures: str = "", no_heatmaps: str = "") -> Page:
+    """Collect what the page says. `split`: the test images, or None, and then `no_pictures` says why."""
     info, predictions = run.info, run.predictions
     wrong = mistakes.top_mistakes(predictions)
     calibration = mistakes.calibration(predictions)
@@ -151,8 +162,8 @@ def page_of(run: Run, split: Split | None, note: str, n: int, weight: float) -> 
         classes=predictions.classes,
         mistakes=len(wrong),
         cards=_cards(run, wrong[:n], split, weight),
-        pictures_note=note,
-        heatmaps_note=_heatmaps_note(run.heatmaps),
+        pictures_note=f"No pictures: {no_pictures}" if no_pictures else "",
+        heatmaps_note=f"No heatmaps: {no_heatmaps}" if no_heatmaps else _heatmaps_note(run.heatmaps),
         confused=tuple(mistakes.most_confused(predictions)),
         per_class=mistakes.per_class(predictions),
         ece=calibration.ece,
@@ -199,8 +210,8 @@ def model_table(run: Run) -> tuple[Layer, ...]:
     """Return a row for each module of the run's model, for an image of its data."""
     from .models import layers
 
-    height, _, channels = run.info["data"]["shape"]
-    return tuple(layers(run.model(), height, channels))
+    height, width, channels = run.info["data"]["shape"]
+    return tuple(layers(run.model(), (height, width), channels))
 
 
 def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
@@ -212,16 +223,20 @@ def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
     needed |= "max_lr" in changed and recipe["max_lr"] == "auto"  # the option takes numbers
     options = {"recipe": "recipe.json" if needed else recipe["name"]}
     options |= {} if needed else {key: recipe[key] for key in changed}
-    options |= {"seed": info["seed"], "precision": info["precision"]}
+    options |= {"seed": info["seed"], "precision": Precision(**info["arithmetic"]).name, "device": info["device"]}
     options |= {"size": data["size"]} if data["size"] else {}
     words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["sightline", "train", data["name"], *words, *["--skip-bad"] * data["skip_bad"], "-o", "RUN"]), needed
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """Return a fraction in per cent; one that would read as zero but isn't as "<0.1 %"."""
+    """Return a fraction in per cent; one that would read as none or all but isn't as "<0.1 %" or ">99.9 %"."""
     text, least = f"{100 * fraction:.{digits}f}", f"{10**-digits:.{digits}f}"
-    return f"<{least} %" if fraction > 0 and float(text) == 0 else f"{text} %"
+    if fraction > 0 and float(text) == 0:
+        return f"<{least} %"
+    if fraction < 1 and float(text) == 100:
+        return f">{100 - 10**-digits:.{digits}f} %"
+    return f"{text} %"
 
 
 def duration(seconds: float) -> str:
@@ -234,18 +249,13 @@ def duration(seconds: float) -> str:
 
 def _test_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Split | None, str]:
     """Return the run's test images, or None and why there are none."""
-    if data is None:
-        try:
-            return run.dataset(data_dir).test, ""
-        except DataError as error:
-            return None, f"No pictures: the data set was not found when this report was made ({error})."
-    expected = run.info["data"]["hash"]
-    if data.content_hash != expected:
-        raise RunError(
-            f"the data set '{data.name}' (SHA-256 {data.content_hash[:12]}…) is not the one that {run.folder} was trained on "
-            f"({expected[:12]}…); pass that one, or none to have it loaded"
-        )
-    return data.test, ""
+    if data is not None:
+        run.check(data)
+        return data.test, ""
+    try:
+        return run.dataset(data_dir).test, ""
+    except DataError as error:
+        return None, f"the data set was not found when this report was made ({error})"
 
 
 def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None, weight: float) -> tuple[Card, ...]:

@@ -17,6 +17,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .datasets import Dataset
 
 SCHEMA = 1
+REQUIRED = ("recipe", "data", "normalisation", "results", "device", "seed", "precision", "arithmetic", "versions", "machine")
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
@@ -49,7 +51,7 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with part.open("rb") as file:
+        with part.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
@@ -148,19 +150,18 @@ class Predictions:
         try:
             table = pq.read_table(path)
             column = {name: table.column(name).to_numpy() for name in table.column_names}
-            probabilities = np.stack([column[f"p_{name}"] for name in classes], 1)
+            return cls(
+                tuple(column["id"]),
+                str(column["split"][0]) if len(table) else "test",
+                column["label"],
+                column["predicted"],
+                column["loss"],
+                column["margin"],
+                np.stack([column[f"p_{name}"] for name in classes], 1),
+                tuple(classes),
+            )
         except (OSError, pa.ArrowException, KeyError) as error:
             raise RunError(f"cannot read {path} ({error}); train again, or copy the run folder again") from None
-        return cls(
-            tuple(column["id"]),
-            str(column["split"][0]) if len(table) else "test",
-            column["label"],
-            column["predicted"],
-            column["loss"],
-            column["margin"],
-            probabilities,
-            tuple(classes),
-        )
 
 
 @dataclass(frozen=True)
@@ -206,21 +207,23 @@ class Run:
     def open(cls, folder: str | Path) -> Run:
         """Open a finished run. Raises RunError if it is missing, unfinished, damaged or made by a newer version."""
         folder = Path(folder)
-        if not folder.is_dir():
-            raise RunError(f"there is no run folder {folder}; make one with: sightline train DATA -o {folder}")
         path = folder / "run.json"
-        if not path.exists():
-            hint = "finish it with the same `sightline train` command" if (folder / "resume").exists() else "it has no run.json"
-            raise RunError(f"{folder} is not a finished run: {hint}")
         try:
+            if not folder.is_dir():
+                raise RunError(f"there is no run folder {folder}; make one with: sightline train DATA -o {folder}")
+            if not path.exists():
+                unfinished = (folder / "resume").exists()
+                hint = "finish it with the same `sightline train` command" if unfinished else "it has no run.json"
+                raise RunError(f"{folder} is not a finished run: {hint}")
             info = json.loads(path.read_text(encoding="utf-8"))
             schema = int(info["schema"])
+            missing = [key for key in REQUIRED if key not in info] if schema <= SCHEMA else []
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"cannot read {path} ({error}); copy the run folder again") from None
         if schema > SCHEMA:
-            raise RunError(
-                f"{folder} was made by a newer Sightline (schema {schema}, this one reads {SCHEMA}); upgrade sightline"
-            )
+            raise RunError(f"{folder} was made by a newer Sightline (schema {schema}, not {SCHEMA}); upgrade sightline")
+        if missing:
+            raise RunError(f"{path} lacks '{missing[0]}'; copy the run folder again")
         return cls(folder, info)
 
     @property
@@ -248,28 +251,45 @@ class Run:
         from .datasets import load
 
         was = self.info["data"]
-        data = load(was["name"], data_dir=data_dir, size=was["size"], skip_bad=was["skip_bad"])
-        if data.content_hash != was["hash"]:
-            raise RunError(
-                f"the data set {was['name']} isn't what {self.folder} was trained on ({len(data.train)} + {len(data.test)} "
-                f"images now, {was['n_train']} + {was['n_test']} then; contents differ); bring the old one back or train again"
-            )
+        data = load(was["name"], data_dir=data_dir, **{key: was[key] for key in ("size", "skip_bad", "seed")})
+        self.check(data)
         return data
 
+    def check(self, data: Dataset) -> None:
+        """Raise RunError unless `data` is what the run was trained on."""
+        was = self.info["data"]
+        if data.content_hash != was["hash"]:
+            raise RunError(
+                f"the data set {data.name} isn't what {self.folder} was trained on ({len(data.train)} + {len(data.test)} images, "
+                f"{was['n_train']} + {was['n_test']} then; contents differ); bring the old one back or train again"
+            )
+
     def model(self) -> torch.nn.Module:
-        """Build the run's model with its final weights, in evaluation mode, on the CPU."""
+        """Build the run's model with its final weights, in evaluation mode, on the CPU; a factory of your own is imported."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from .models import build
 
-        model = build(self.info["recipe"]["model"], classes=len(self.classes))
+        name = self.info["recipe"]["model"]
+        self._refuse_code_inside(name)
+        model = build(name, classes=len(self.classes))
         path = self.folder / "model.safetensors"
         try:
             model.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise RunError(f"cannot read the weights {path} ({str(error).splitlines()[0]}); copy the run folder again") from None
         return model.eval()
+
+    def _refuse_code_inside(self, name: str) -> None:
+        """A run may come from anybody: one that names a factory must not bring the factory's file along."""
+        parts = name.partition(":")[0].split(".") if ":" in name else []
+        places = [place.joinpath(*parts[: i + 1]) for place in (Path.cwd(), *map(Path, sys.path)) for i in range(len(parts))]
+        for path in (*places, *(place.with_name(f"{place.name}.py") for place in places)):
+            if path.exists() and path.resolve().is_relative_to(self.folder.resolve()):
+                raise RunError(
+                    f"{self.folder} names a model in its own folder, '{name}'; move that file elsewhere if you trust it"
+                )
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -294,14 +314,7 @@ def write_history(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
     """Write what a killed run needs, as one file so that it is always consistent."""
-    from safetensors.torch import save_file
-
-    flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with writing(folder / "resume" / "state.safetensors") as part:
-        try:
-            save_file(flat, part, metadata={"state": json.dumps(state, allow_nan=False)})
-        except Exception as error:  # safetensors reports a full disk as its own exception
-            raise OSError(f"checkpoint not written: {error}") from None
+    _save(tensors, folder / "resume" / "state.safetensors", {"state": json.dumps(state, allow_nan=False)})
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -320,25 +333,66 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
 
 def write_weights(folder: Path, model: torch.nn.Module) -> None:
     """Write folder/model.safetensors."""
+    _save(model.state_dict(), folder / "model.safetensors", {})
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with writing(folder / "model.safetensors") as part:
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part)
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with writing(path) as part:
+        try:
+            save_file(copies, part, metadata)
+        except SafetensorError as error:  # a full disk, in its words
+            raise OSError(str(error)) from None
 
 
 def prepare(folder: Path) -> None:
     """Raise RunError unless `folder` may be trained into: never over a finished run, nor over files of another kind."""
-    if (folder / "run.json").exists():
-        raise RunError(f"{folder} is a finished run and is never overwritten; choose another -o, or delete it")
     try:
+        if (folder / "run.json").exists():
+            raise RunError(f"{folder} is a finished run and is never overwritten; choose another -o, or delete it")
         strangers = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        writable = above.is_dir() and os.access(above, os.W_OK)
     except OSError as error:
-        raise RunError(f"cannot read {folder}: {error.strerror}; choose another -o") from None
-    if strangers and "resume" not in strangers:
+        raise RunError(f"cannot use {folder} as a run folder: {error.strerror}; choose another -o") from None
+    if strangers and strangers != ["resume"] and not (folder / "resume" / "state.safetensors").exists():
         raise RunError(f"{folder} holds other files ({strangers[0]}); choose an empty or new folder with -o")
-    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
+    if not writable:
         raise RunError(f"cannot write to {above}; choose another -o")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into `folder`; the operating system lets go of it when this one dies.
+
+    Raises RunError where another process trains into it. What is still empty at the end is taken away.
+    """
+    path = folder / "resume" / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose another -o") from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # not on Windows: there two processes must be kept apart by their user
+            pass
+        except OSError:
+            raise RunError(f"another process is training into {folder}; wait for it, or choose another -o") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+                folder.rmdir()
 
 
 def finish(folder: Path, info: Mapping[str, Any]) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,8 +24,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .training import Progress as Training
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 WORDS = {
     "load": "reading the data",
@@ -50,7 +51,6 @@ class Bars:
             transient=True,
         )
         self.tasks: dict[str, TaskID] = {}
-        self.rows: list[Mapping[str, float]] = []
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -68,7 +68,6 @@ class Bars:
     def training(self, now: Training) -> None:
         """Draw a training's progress: a bar for the epochs and one for what it does now."""
         if now.stage == "epoch" and now.row:
-            self.rows.append(now.row)
             self.step(
                 "epochs",
                 now.epoch,
@@ -79,7 +78,7 @@ class Bars:
                 err.print(_line(now.row, now.epochs))
             return
         if now.epochs:
-            self.step("epochs", now.epoch - 1 + (now.done / now.total if now.stage == "train" else 0), now.epochs)
+            self.step("epochs", now.epoch - 1 + (now.done / now.total if now.stage == "train" else 1), now.epochs)
         figures = _figures(now.loss, now.accuracy, now.lr, now.images_per_second)
         self._only(WORDS.get(now.stage, now.stage))
         self.step(WORDS.get(now.stage, now.stage), now.done, now.total, figures)
@@ -107,6 +106,11 @@ def _line(row: Mapping[str, float], epochs: int) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Replace control characters, which could command the terminal, by a question mark."""
+    return "".join("?" if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+
+
 def epoch_table(history: Iterable[Mapping[str, float]]) -> Table:
     """One row an epoch, as in history.csv."""
     rows = [
@@ -130,5 +134,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for name in columns:
         drawn.add_column(escape(name), justify="left" if name in left else "right")
     for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
+        drawn.add_row(*(escape(printable(str(cell))) for cell in row))
     return drawn

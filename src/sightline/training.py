@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 import platform
 import time
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,9 +29,9 @@ from torch.optim import Adam
 
 from . import datasets, models, runs
 from .augment import Transform, augment, bind
-from .exceptions import RunError, TrainingError
-from .models import Normalise, best_device, to_device
-from .precision import Precision, choose
+from .exceptions import RecipeError, RunError, TrainingError
+from .models import Normalise, device_of, to_device
+from .precision import Precision, choose, machine
 from .recipe import Recipe, load_recipe
 from .runs import Predictions, Run
 from .schedule import RangeTest, one_cycle, range_test
@@ -115,32 +116,41 @@ def train(
     Raises RunError for a folder that holds something else, DataError for unusable data, RecipeError for an unusable recipe,
     TrainingError for a loss that is not finite. On one machine a seed gives the same weights, bit for bit, on a CPU.
     """
-    folder, where = Path(folder), torch.device(device or best_device())
+    folder, where = Path(folder), device_of(device)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs.prepare(folder)
     if not isinstance(data, datasets.Dataset):
         on_progress(Progress("load"))
         data = datasets.load(data, data_dir=data_dir, size=size, skip_bad=skip_bad)
-    n, batch = len(data.train), min(recipe.batch_size, len(data.train))
-    # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
-    steps, epochs = n // batch, recipe.epochs
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
-        "data": {**_describe(data), "size": size, "skip_bad": skip_bad},
+        "data": _describe(data),
         "device": str(where),
         "precision": precision,
     }
+    with runs.locked(folder), torch.random.fork_rng(devices=[]):  # the caller's random state comes back as it was
+        return _train(data, folder, recipe, _plain(settings), where, on_progress)
+
+
+def _train(
+    data: datasets.Dataset, folder: Path, recipe: Recipe, settings: dict[str, Any], where: torch.device, on_progress: OnProgress
+) -> Run:
+    """The whole training, from its settings to the finished run."""
+    n, batch, seed = len(data.train), min(recipe.batch_size, len(data.train)), settings["seed"]
+    # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
+    steps, epochs = n // batch, recipe.epochs
     tensors, state = _resumed(folder, settings)
     if "arithmetic" not in state:
         on_progress(Progress("precision"))
-        state["arithmetic"] = asdict(_arithmetic(precision, recipe, data, batch, steps * epochs, where))
+        state["arithmetic"] = asdict(_arithmetic(settings["precision"], recipe, data, batch, steps * epochs, where))
     learner = Learner.make(data, recipe, Precision(**state["arithmetic"]), seed=seed, device=where)
+    _try_out(learner, recipe, len(data.classes))
     if "max_lr" not in state:
         state["max_lr"], state["range_tests"] = recipe.max_lr, []
         if recipe.max_lr == "auto":
-            # A tenth of the training is spent on it; fewer than 30 steps a sweep can't be smoothed, more than 200 add little.
-            tests = find_lr(learner, recipe, steps=min(200, max(30, steps * epochs // 30)), seed=seed, on_progress=on_progress)
+            # A tenth of the training is spent on it; fewer than 20 steps a sweep can't be smoothed, more than 200 add little.
+            tests = find_lr(learner, recipe, steps=min(200, max(20, steps * epochs // 30)), seed=seed, on_progress=on_progress)
             state["max_lr"], state["range_tests"] = suggested(tests), [test.to_dict() for test in tests]
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe)
@@ -167,7 +177,7 @@ def train(
 
             total_loss, correct, done = total_loss + loss.item() * batch, correct + int(right), (step + 1) * batch
             if not math.isfinite(total_loss):
-                raise TrainingError(_not_finite(epoch, step, lr))
+                raise TrainingError(_not_finite(epoch + 1, lr))
             now = time.perf_counter()
             speed = (step + 1 - begun["step"]) * batch / (now - start)
             on_progress(Progress("train", step + 1, steps, epoch + 1, epochs, total_loss / done, correct / done, lr, speed))
@@ -176,6 +186,7 @@ def train(
                 runs.save_state(folder, _tensors(model, optimizer), {**state, "within": within})
                 saved = now
 
+        lr = one_cycle((epoch + 1) * steps - 1, total=steps * epochs, max_lr=state["max_lr"], **recipe.cycle)
         # The last epoch's test figures are those of the saved predictions, in float32.
         arithmetic = Precision() if epoch + 1 == epochs else learner.arithmetic
         watch = _testing(on_progress, epoch + 1, epochs)
@@ -190,6 +201,8 @@ def train(
             "test_accuracy": float((predictions.predicted == predictions.labels).mean()),
             "seconds": seconds + time.perf_counter() - start,
         }
+        if not math.isfinite(row["test_loss"]):
+            raise TrainingError(_not_finite(epoch + 1, lr))
         history.append(row)
         if epoch + 1 < epochs:
             runs.save_state(folder, _tensors(model, optimizer), state)
@@ -206,7 +219,7 @@ def train(
         "max_lr": state["max_lr"],
         "range_tests": state["range_tests"],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "machine": _machine(where),
+        "machine": machine(where),
         "versions": {
             "sightline": version("sightline"),
             "python": platform.python_version(),
@@ -229,12 +242,12 @@ def predict(
     normalise: Normalise,
     arithmetic: Precision,
     *,
-    batch: int = 500,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
     """Return the logits (N, K) float32 of a split's images, in the model's evaluation mode; its mode is restored."""
     device = normalise.shift.device
     images = to_device(split.images)
+    batch = max(1, 500 * 32 * 32 // (images.shape[2] * images.shape[3]))  # memory goes by pixels
     was_training = model.training
     model.eval()
     parts = []
@@ -297,7 +310,7 @@ def range_tests(
     on_progress: OnProgress = lambda progress: None,
 ) -> list[RangeTest]:
     """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto"."""
-    where = torch.device(device or best_device())
+    where = device_of(device)
     batch = min(recipe.batch_size, len(data.train))
     on_progress(Progress("precision"))
     arithmetic = _arithmetic(precision, recipe, data, batch, sweeps * steps, where)
@@ -332,6 +345,26 @@ def _stream(seed: int, *parts: str | int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+@torch.no_grad()
+def _try_out(learner: Learner, recipe: Recipe, classes: int) -> None:
+    """Raise RecipeError unless the model turns two images into (2, classes) logits."""
+    height, width = learner.images.shape[2:]
+    what = f"the model '{recipe.model}', given images of {height}×{width} pixels,"
+    mode = {module: module.training for module in learner.model.modules()}
+    try:
+        logits = learner.model.eval()(learner.normalise(learner.images[:2]).contiguous())
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise RecipeError(f"{what} fails ({str(error).splitlines()[0]}); change the model or the images' --size") from error
+    finally:
+        for module, training in mode.items():
+            module.training = training
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, classes):
+        raise RecipeError(f"{what} returns {shape} for two of them, not (2, {classes}): one logit a class is needed")
+    if not any(p.requires_grad for p in learner.model.parameters()):
+        raise RecipeError(f"{what} has no parameters to train")
+
+
 def _describe(data: datasets.Dataset) -> dict[str, Any]:
     return {
         "name": data.name,
@@ -341,6 +374,7 @@ def _describe(data: datasets.Dataset) -> dict[str, Any]:
         "n_train": len(data.train),
         "n_test": len(data.test),
         "skipped": list(data.skipped),
+        **data.options,
     }
 
 
@@ -367,11 +401,18 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Tensor],
     return tensors, state
 
 
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as JSON gives them back, lists for tuples, so that those of a killed run can be compared."""
+    return cast(dict[str, Any], json.loads(json.dumps(settings)))
+
+
 def _difference(then: Any, now: Any) -> str:
     """The first thing that differs, in a few words."""
     if isinstance(then, dict) and isinstance(now, dict):
         key = next(k for k in {**then, **now} if then.get(k) != now.get(k))
         return f"{key} {_difference(then.get(key), now.get(key))}"
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return next(_difference(a, b) for a, b in zip(then, now, strict=True) if a != b)
     return f"{str(then)[:60]}, now {str(now)[:60]}"
 
 
@@ -393,21 +434,17 @@ def _restore(model: nn.Module, optimizer: Adam, tensors: dict[str, Tensor]) -> N
         if name.startswith("optimizer."):
             _, i, key = name.split(".")
             # The same strides as before: vectorised arithmetic may round differently at other places in memory.
-            like = parameters[int(i)] if value.ndim else value
-            optimizer.state[parameters[int(i)]][key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            parameter = parameters[int(i)]
+            same_shape = value.shape == parameter.shape
+            optimizer.state[parameter][key] = (
+                torch.empty_like(parameter).copy_(value) if same_shape else value.to(parameter.device)
+            )
 
 
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.system()} {platform.machine()}, CPU ({capability}), {torch.get_num_threads()} threads"
-
-
-def _not_finite(epoch: int, step: int, lr: float) -> str:
+def _not_finite(epoch: int, lr: float) -> str:
     return (
-        f"the loss stopped being finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
-        f"try a lower --max-lr (such as {lr / 3:.2g}), --precision fp32, or look for damaged images with `sightline data`"
+        f"the loss stopped being finite in epoch {epoch}, at learning rate {lr:.3g}; with another -o, try a lower --max-lr "
+        f"(such as {lr / 3:.2g}) or --precision fp32, or look for damaged images with `sightline data`"
     )
 
 
