@@ -45,9 +45,9 @@ class RandomCrop:
 
     def __post_init__(self) -> None:
         # The bound is beyond any image; beyond int64 no offset could be drawn.
-        _require(_whole(self.padding) and 0 <= self.padding <= 65535, self, "padding", "a whole number between 0 and 65535")
+        _require(is_whole(self.padding) and 0 <= self.padding <= 65535, self, "padding", "a whole number between 0 and 65535")
         _require(self.fill is None or _levels(self.fill), self, "fill", "None or a tuple of levels between 0 and 255")
-        sized = isinstance(self.size, tuple) and len(self.size) == 2 and all(_whole(s) and s > 0 for s in self.size)
+        sized = isinstance(self.size, tuple) and len(self.size) == 2 and all(is_whole(s) and s > 0 for s in self.size)
         _require(self.size is None or sized, self, "size", "None or (height, width)")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
@@ -107,7 +107,7 @@ class CoarseDropout:
     fill: tuple[float, ...] | Literal["mean"] = "mean"
 
     def __post_init__(self) -> None:
-        _require(_whole(self.size) and self.size >= 1, self, "size", "a whole number of at least 1")
+        _require(is_whole(self.size) and self.size >= 1, self, "size", "a whole number of at least 1")
         _require(_probability(self.p), self, "p", "a number between 0 and 1")
         _require(self.fill == "mean" or _levels(self.fill), self, "fill", "'mean' or a tuple of levels between 0 and 255")
 
@@ -432,17 +432,19 @@ def _require(good: bool, transform: Transform, name: str, want: str) -> None:
         raise RecipeError(f"{type(transform).__name__}: {name} is {getattr(transform, name)!r}; it must be {want}")
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value read from a file is a number; True and False aren't."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a value read from a file is a whole number; True and False aren't."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _probability(value: Any) -> bool:
-    return _number(value) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
 
 
 def _levels(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(_number(v) and 0 <= v <= 255 for v in value)
+    return isinstance(value, tuple) and len(value) > 0 and all(is_number(v) and 0 <= v <= 255 for v in value)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform, from_dicts, to_dicts
+from .augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform, from_dicts, is_number, is_whole, to_dicts
 from .exceptions import RecipeError, nearest
 
 
@@ -44,14 +44,14 @@ class Recipe:
         object.__setattr__(self, "augment", tuple(self.augment))
         for name, good, want in (
             ("model", isinstance(self.model, str), "a name, or package.module:factory"),
-            ("epochs", _whole(self.epochs) and self.epochs >= 1, "a whole number of at least 1"),
-            ("batch_size", _whole(self.batch_size) and self.batch_size >= 2, "a whole number of at least 2"),
+            ("epochs", is_whole(self.epochs) and self.epochs >= 1, "a whole number of at least 1"),
+            ("batch_size", is_whole(self.batch_size) and self.batch_size >= 2, "a whole number of at least 2"),
             ("max_lr", self.max_lr == "auto" or _positive(self.max_lr), "a positive number or 'auto'"),
-            ("peak", _number(self.peak) and 0 < self.peak < 1, "a number between 0 and 1"),
+            ("peak", is_number(self.peak) and 0 < self.peak < 1, "a number between 0 and 1"),
             ("start_lr", _positive(self.start_lr) and self.start_lr <= 1, "a number above 0 and at most 1"),
             ("final_lr", _positive(self.final_lr) and self.final_lr <= 1, "a number above 0 and at most 1"),
             ("anneal", self.anneal in ("linear", "cosine"), "'linear' or 'cosine'"),
-            ("weight_decay", _number(self.weight_decay) and 0 <= self.weight_decay < float("inf"), "a number of at least 0"),
+            ("weight_decay", is_number(self.weight_decay) and 0 <= self.weight_decay < float("inf"), "a number of at least 0"),
         ):
             if not good:
                 raise RecipeError(f"recipe '{self.name}': {name} is {getattr(self, name)!r}; it must be {want}")
@@ -72,8 +72,6 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise RecipeError(f"unknown recipe field '{key}': {nearest(key, known)}")
-        if not isinstance(values.get("augment", []), list):
-            raise RecipeError("recipe field 'augment' must be a list of transforms")
         policy = {"augment": from_dicts(values["augment"])} if "augment" in values else {}
         return cls(**{**values, **policy})
 
@@ -82,16 +80,8 @@ class Recipe:
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, (int, float)) and is_number(value) and 0 < value < float("inf")
 
 
 RECIPES = {
