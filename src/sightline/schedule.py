@@ -62,13 +62,11 @@ class RangeTest:
         return {"lrs": self.lrs.tolist(), "losses": self.losses.tolist(), **suggestions}
 
 
-def range_test(
-    step: Callable[[float], float], *, steps: int = 200, low: float = 1e-5, high: float = 10.0, diverged: float = 4.0
-) -> RangeTest:
+def range_test(step: Callable[[float], float], *, steps: int = 200, low: float = 1e-5, high: float = 10.0) -> RangeTest:
     """Sweep the learning rate exponentially from `low` to `high` and read three suggestions off the curve.
 
     `step(lr)` takes one optimiser step at that rate and returns the loss it started from; the caller restores the model.
-    The sweep stops early at a loss that is not finite or is above `diverged` times the best smoothed loss so far.
+    The sweep stops early at a loss that is not finite, and where the smoothed loss is twice its best and 1.3 times its first.
     """
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
@@ -81,7 +79,7 @@ def range_test(
         average = 0.9 * average + 0.1 * loss
         debiased = average / (1 - 0.9 ** (i + 1))
         best = min(best, debiased)
-        if debiased > diverged * best:
+        if debiased > max(2 * best, 1.3 * losses[0]):
             break
     return suggest(rates[: len(losses)], np.array(losses))
 

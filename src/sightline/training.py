@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -149,13 +150,14 @@ def _train(
     if "max_lr" not in state:
         state["max_lr"], state["range_tests"] = recipe.max_lr, []
         if recipe.max_lr == "auto":
-            # A tenth of the training is spent on it; fewer than 20 steps a sweep can't be smoothed, more than 200 add little.
-            tests = find_lr(learner, recipe, steps=min(200, max(20, steps * epochs // 30)), seed=seed, on_progress=on_progress)
+            # Short sweeps put the peak too low: the net can't learn enough before the rate is too high for it.
+            tests = find_lr(learner, recipe, steps=min(200, max(60, steps * epochs // 10)), seed=seed, on_progress=on_progress)
             state["max_lr"], state["range_tests"] = suggested(tests), [test.to_dict() for test in tests]
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe)
     _restore(model, optimizer, tensors)
 
+    rate: Callable[[int], float] = partial(one_cycle, total=steps * epochs, max_lr=state["max_lr"], **recipe.cycle)
     history: list[dict[str, float]] = state.setdefault("history", [])
     for epoch in range(len(history), epochs):
         order = torch.randperm(n, generator=Generator().manual_seed(_stream(seed, "order", epoch)))
@@ -166,8 +168,7 @@ def _train(
         for step in range(begun["step"], steps):
             stream = _stream(seed, "step", epoch, step)
             torch.manual_seed(stream)  # for what the model itself draws, such as dropout
-            lr = one_cycle(epoch * steps + step, total=steps * epochs, max_lr=state["max_lr"], **recipe.cycle)
-            optimizer.param_groups[0]["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr = rate(epoch * steps + step)
 
             chosen = order[step * batch : (step + 1) * batch]
             loss, right = learner.loss(learner.net, chosen, Generator().manual_seed(stream))
@@ -186,7 +187,6 @@ def _train(
                 runs.save_state(folder, _tensors(model, optimizer), {**state, "within": within})
                 saved = now
 
-        lr = one_cycle((epoch + 1) * steps - 1, total=steps * epochs, max_lr=state["max_lr"], **recipe.cycle)
         # The last epoch's test figures are those of the saved predictions, in float32.
         arithmetic = Precision() if epoch + 1 == epochs else learner.arithmetic
         watch = _testing(on_progress, epoch + 1, epochs)
@@ -194,7 +194,7 @@ def _train(
         predictions = Predictions.from_logits(logits, data.test.labels, data.test.ids, data.classes, "test")
         row = {
             "epoch": epoch + 1,
-            "lr": lr,
+            "lr": rate((epoch + 1) * steps - 1),
             "train_loss": total_loss / (steps * batch),
             "train_accuracy": correct / (steps * batch),
             "test_loss": float(predictions.losses.astype(np.float64).mean()),
@@ -202,7 +202,7 @@ def _train(
             "seconds": seconds + time.perf_counter() - start,
         }
         if not math.isfinite(row["test_loss"]):
-            raise TrainingError(_not_finite(epoch + 1, lr))
+            raise TrainingError(_not_finite(epoch + 1, row["lr"]))
         history.append(row)
         if epoch + 1 < epochs:
             runs.save_state(folder, _tensors(model, optimizer), state)
