@@ -2,9 +2,10 @@
 
     python benchmarks/training.py [--rounds 3] [--steps 2] [--json training.json]
 
-The plain stack is what a course notebook does: eager float32 and a DataLoader whose workers call Albumentations image by image.
-Both sides run in turn in one process on the same images, batch size, optimiser and number of threads; the first step of each is
-not counted (it compiles, starts workers, …). Prints a table and writes JSON. About four minutes on two cores.
+The plain stack is what a course notebook does: eager float32 and a DataLoader that calls Albumentations image by image (in the
+training's own process: workers would go on loading during the other side's turn, and take its cores). Both sides run in turn in
+one process on the same images, batch size, optimiser and number of threads; the first step of each is not counted. Prints a
+table and writes JSON. About four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def plain_steps(
     model = build("resnet18", classes=10).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
     while True:
-        for x, y in DataLoader(Plain(split, mean, std), batch, shuffle=True, drop_last=True, num_workers=2):
+        for x, y in DataLoader(Plain(split, mean, std), batch, shuffle=True, drop_last=True):
             loss = F.cross_entropy(model(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
