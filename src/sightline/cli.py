@@ -211,13 +211,14 @@ def train(
             )
     except KeyboardInterrupt:
         _stopped(folder)
-    results = run.info["results"]
     if as_json:
         _print_json({"run": str(folder), **run.info})
         return
+    results = run.info["results"]
+    long = "one epoch" if results["epoch"] == 1 else f"{results['epoch']} epochs"
     _say(
         epoch_table(run.history),
-        f"Test accuracy {_accuracy(run)} after {results['epoch']} epochs and {duration(results['seconds'])}"
+        f"Test accuracy {_accuracy(run)} after {long} and {duration(results['seconds'])}"
         f" on {run.info['device']} ({run.info['arithmetic']['dtype']}).",
         f"The run: {folder}. Next: sightline report {folder}",
     )

@@ -337,16 +337,11 @@ def write_weights(folder: Path, model: torch.nn.Module) -> None:
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with writing(path) as part:
-        try:
-            save_file(copies, part, metadata)
-        except SafetensorError as error:  # a full disk, in its words
-            raise OSError(str(error)) from None
+    write_bytes(path, save(copies, metadata))
 
 
 def prepare(folder: Path) -> None:
