@@ -76,6 +76,7 @@ def test_every_precision_computes_nearly_the_same_logits(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch calls deprecated
 def test_compiled_training_equals_eager() -> None:
     torch.manual_seed(0)
     model, x = SMALL().train(), torch.randn(8, 3, 16, 16)

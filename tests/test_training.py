@@ -129,6 +129,23 @@ def test_a_run_that_stopped_anywhere_ends_as_if_it_had_not(
     assert not (resumed.folder / "resume").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch calls deprecated
+def test_a_compiled_run_that_stopped_ends_as_if_it_had_not(
+    blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    whole = train(blobs, tmp_path / "whole", recipe=quick, precision="bf16-compiled")
+
+    def kill(now: training.Progress) -> None:
+        if now.stage == "train" and now.epoch == 2 and now.done == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(blobs, tmp_path / "killed", recipe=quick, precision="bf16-compiled", on_progress=kill)
+    assert weights(train(blobs, tmp_path / "killed", recipe=quick, precision="bf16-compiled")) == weights(whole)
+
+
 def test_kill_minus_nine_loses_nothing(tmp_path: Path) -> None:
     """A real process, killed as an operating system kills, again and again, ends with the weights of one that isn't."""
     script = textwrap.dedent("""
