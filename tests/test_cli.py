@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,18 @@ def test_data_counts_and_draws(sightline: Sightline, folder: Path, tmp_path: Pat
     assert "dark & grey" in out and "24" in out and "16×16 pixels" in out
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] > 32
+
+
+def test_bad_files_are_counted_and_named(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "dark & grey" / "empty.png").touch()
+    code, _, err = sightline("data", copy, "-r", "demo", "-o", tmp_path / "sheet.png")
+    assert code == 1
+    one_line(err, "empty.png", "--skip-bad")
+    code, _, err = sightline("data", copy, "-r", "demo", "-o", tmp_path / "sheet.png", "--skip-bad")
+    assert code == 0
+    assert "left out 1 unreadable files: dark & grey/empty.png" in err.replace("\n", " ")
 
 
 def test_data_as_json_equals_the_data(sightline: Sightline, folder: Path, tmp_path: Path) -> None:

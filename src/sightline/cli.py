@@ -106,7 +106,6 @@ def data(
         table(("class", "train", "test"), [*rows, totals], left=("class",)),
         f"{shape[1]}×{shape[0]} pixels; mean {_numbers(mean)}, standard deviation {_numbers(std)}",
         *_rates(policy, loaded),
-        *([f"{len(loaded.skipped)} unreadable files were left out"] if loaded.skipped else []),
         f"Samples before and after augmentation: {picture}",
     )
 
@@ -347,7 +346,15 @@ def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) ->
     from .datasets import load
 
     with Bars() as bars:
-        return load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
+        loaded = load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
+    if loaded.skipped:
+        err.print(
+            printable(
+                f"left out {len(loaded.skipped)} unreadable files: {', '.join(loaded.skipped[:3])}{' …' * (len(loaded.skipped) > 3)}"
+            ),
+            markup=False,
+        )
+    return loaded
 
 
 def _rates(policy: Any, data: Dataset) -> list[str]:
