@@ -348,12 +348,8 @@ def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) ->
     with Bars() as bars:
         loaded = load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
     if loaded.skipped:
-        err.print(
-            printable(
-                f"left out {len(loaded.skipped)} unreadable files: {', '.join(loaded.skipped[:3])}{' …' * (len(loaded.skipped) > 3)}"
-            ),
-            markup=False,
-        )
+        some = ", ".join(loaded.skipped[:3]) + " …" * (len(loaded.skipped) > 3)
+        err.print(printable(f"left out {len(loaded.skipped)} unreadable files: {some}"), markup=False)
     return loaded
 
 
