@@ -31,6 +31,14 @@ def test_a_recipe_is_read_from_a_file_and_changed_from_the_command_line(tmp_path
     assert (recipe.name, recipe.epochs, recipe.batch_size, recipe.augment) == ("mine", 3, 64, (HorizontalFlip(0.25),))
 
 
+def test_a_pipeline_of_the_user_s_own_is_taken_as_it_is() -> None:
+    import albumentations as A
+
+    recipe = Recipe(augment=A.Compose([A.HorizontalFlip(p=0.25)]))
+    assert recipe.augment == (HorizontalFlip(0.25),)
+    assert Recipe().with_(augment=A.HorizontalFlip(p=1)).augment == (HorizontalFlip(1),)
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="did you mean 'classic'"):
         load_recipe("clasic")

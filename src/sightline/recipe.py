@@ -12,7 +12,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform, from_dicts, is_number, is_whole, to_dicts
+from .augment import (
+    CoarseDropout,
+    HorizontalFlip,
+    RandomCrop,
+    Transform,
+    from_albumentations,
+    from_dicts,
+    is_number,
+    is_whole,
+    to_dicts,
+)
 from .exceptions import RecipeError, nearest
 
 
@@ -26,6 +36,7 @@ class Recipe:
     anneal    "linear" or "cosine"
     model     a name that `models.build` knows, or "package.module:function" of your own
     weight_decay   added to the gradient (L2), as torch.optim.Adam does
+    augment   Sightline's transforms in their order, or anything that `augment.from_albumentations` takes
     """
 
     name: str = "classic"
@@ -41,7 +52,8 @@ class Recipe:
     augment: Sequence[Transform] = field(default=(RandomCrop(4), CoarseDropout(16, 0.5, "mean")))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "augment", tuple(self.augment))
+        policy = self.augment if isinstance(self.augment, (list, tuple)) else from_albumentations(self.augment)
+        object.__setattr__(self, "augment", tuple(policy))
         for name, good, want in (
             ("model", isinstance(self.model, str), "a name, or package.module:factory"),
             ("epochs", is_whole(self.epochs) and self.epochs >= 1, "a whole number of at least 1"),
