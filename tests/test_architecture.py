@@ -37,33 +37,54 @@ ORDER = (
 BY_NAME = {("runs", "models"), ("runs", "datasets"), ("datasets", "planted")}
 
 
-def imports(path: Path) -> set[str]:
-    """Sightline's own modules that a file imports, wherever in it."""
+# A module that outgrew its room: the files of its folder, in their order; `__init__` is the last.
+FOLDERS = {"heatmaps": ("drawing", "engine", "sweep", "__init__")}
+
+
+def files(module: str) -> list[Path]:
+    """The files of a module: one, or those of its folder."""
+    return [SOURCE / module / f"{name}.py" for name in FOLDERS[module]] if module in FOLDERS else [SOURCE / f"{module}.py"]
+
+
+def imports(path: Path, level: int = 1) -> set[str]:
+    """Sightline's own modules that a file imports with `level` dots, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+        if isinstance(node, ast.ImportFrom) and node.level == level:
             found |= {node.module} if node.module else {alias.name for alias in node.names}
     return found
 
 
+def imported(module: str) -> set[str]:
+    """The modules that a module imports."""
+    return {name for path in files(module) for name in imports(path, 2 if module in FOLDERS else 1)}
+
+
 def test_every_module_has_its_place() -> None:
-    assert {path.stem for path in SOURCE.glob("*.py")} - {"__init__"} == set(ORDER)
+    assert {path.stem for path in SOURCE.glob("*.py")} - {"__init__"} | set(FOLDERS) == set(ORDER)
+    assert {path for folder in FOLDERS for path in (SOURCE / folder).glob("*.py")} == {p for f in FOLDERS for p in files(f)}
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_go_one_way(module: str) -> None:
     above = ORDER[: ORDER.index(module)]
-    upwards = {name for name in imports(SOURCE / f"{module}.py") if name not in above}
+    upwards = {name for name in imported(module) if name not in above}
     assert {(module, name) for name in upwards} <= BY_NAME
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_within_a_folder_go_one_way(folder: str) -> None:
+    for i, path in enumerate(files(folder)):
+        assert imports(path) <= set(FOLDERS[folder][:i]), path.name
 
 
 def test_below_training_nothing_trains() -> None:
     for module in ORDER[ORDER.index("training") + 1 : ORDER.index("terminal")]:
-        assert "training" not in imports(SOURCE / f"{module}.py"), module
+        assert "training" not in imported(module), module
 
 
 def test_only_the_command_line_prints() -> None:
-    for path in SOURCE.glob("*.py"):
+    for path in SOURCE.rglob("*.py"):
         calls = [n.func for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         printing = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
         printing += [
@@ -82,7 +103,7 @@ def test_the_public_names_are_what_all_says() -> None:
 
 def test_every_public_function_and_class_has_a_docstring() -> None:
     missing = []
-    for path in SOURCE.glob("*.py"):
+    for path in SOURCE.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if (
                 isinstance(node, (ast.FunctionDef, ast.ClassDef))

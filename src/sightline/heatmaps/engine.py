@@ -15,28 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .exceptions import DataError, RecipeError, SightlineError, nearest
-from .mistakes import top_mistakes
-from .models import Normalise, best_device, to_device
-from .runs import Run, SavedMaps
-
-if TYPE_CHECKING:
-    from .datasets import Dataset
+from ..exceptions import DataError, RecipeError, SightlineError
+from .drawing import overlay
 
 Targets = Literal["predicted"] | Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
 
 MIN_CELLS = 4 * 4  # layer "auto" wants more than these: at 4×4 or below, a map of an image says little about places
-COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")  # perceptually uniform
 
 
 @dataclass(frozen=True)
@@ -130,77 +122,6 @@ class Heatmaps:
                 smooth, _, _ = _grad_cam(self._model, layer, view, classes, eigen_smooth)
                 raw += (smooth.flip(-1) if flip else smooth) / 6
         return Maps(raw.cpu().numpy(), classes.cpu().numpy(), logits.cpu().numpy(), layer)
-
-
-def explain(
-    run: Run,
-    data: Dataset | None = None,
-    *,
-    layer: str = "auto",
-    aug_smooth: bool = False,
-    eigen_smooth: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """Write RUN/heatmaps.npz: Grad-CAM of the predicted and of the true class for every mistake of a run; return its path.
-
-    data: the run's data set, loaded by its name if not given.  layer, aug_smooth, eigen_smooth: see `Heatmaps`.
-    `progress(done, total)` is called after each batch.
-    """
-    if data is None:
-        data = run.dataset()
-    run.check(data)
-    predictions = run.predictions
-    place = {name: i for i, name in enumerate(data.test.ids)}
-    wrong = top_mistakes(predictions)
-    ids = [predictions.ids[i] for i in wrong]
-    raw, name = explain_batches(
-        run.model().to(best_device()),
-        data.test.images[[place[i] for i in ids]],
-        (run.info["normalisation"]["mean"], run.info["normalisation"]["std"]),
-        predictions.predicted[wrong],
-        predictions.labels[wrong],
-        layer=layer,
-        aug_smooth=aug_smooth,
-        eigen_smooth=eigen_smooth,
-        progress=lambda done: progress(done, len(ids)),
-    )
-    smoothing = [word for word, on in (("flip and scale smoothing", aug_smooth), ("eigen smoothing", eigen_smooth)) if on]
-    method = ", ".join(["Grad-CAM", *smoothing])
-    return SavedMaps(tuple(ids), raw[:, 0], raw[:, 1], name, method).write(run.folder)
-
-
-def explain_batches(
-    model: nn.Module,
-    images_NHWC: NDArray[np.uint8],
-    normalisation: tuple[Sequence[float], Sequence[float]],
-    predicted: NDArray[np.integer[Any]],
-    true: NDArray[np.integer[Any]],
-    *,
-    layer: str = "auto",
-    batch_size: int = 128,
-    aug_smooth: bool = False,
-    eigen_smooth: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[NDArray[np.float32], str]:
-    """Return the raw maps of the predicted and the true class, (N, 2, h, w) float32, and the name of the layer.
-
-    images_NHWC: (N, H, W, 3) uint8; `normalisation` is the mean and the standard deviation a channel on the 0–1 scale, those
-    of the model's training: the maps are of the input that the model knows. predicted, true: (N,) class indices. Memory beyond
-    the result is that of one batch, whatever N is (which may be 0). `progress` is called after each batch with the number of
-    images done so far.
-    """
-    device = next(model.parameters()).device
-    normalise = Normalise(*normalisation, device)
-    targets = np.stack((predicted, true), 1)
-    raw = []
-    with Heatmaps(model, layer) as heatmaps:
-        for start in range(0, max(len(images_NHWC), 1), batch_size):  # without images, one empty batch tells the shape
-            batch = slice(start, start + batch_size)
-            images = normalise(to_device(images_NHWC[batch], device))
-            maps = heatmaps(images, targets[batch], aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
-            raw.append(maps.raw)
-            progress(start + len(images))
-    return np.concatenate(raw), maps.layer
 
 
 def _grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Targets, eigen: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,55 +247,3 @@ def _stages(outputs: dict[str, Tensor]) -> dict[str, str]:
             same = [name for name, other in reversed(outputs.items()) if other is output]
             stages[min(same, key=lambda name: name.count("."))] = cells
     return stages
-
-
-def no_evidence(raw: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which maps (…, h, w) argue for their class nowhere, so that a ReLU leaves nothing to draw: (…) bool."""
-    nothing: NDArray[np.bool_] = raw.max((-2, -1)) <= 0
-    return nothing
-
-
-def overlay(
-    raw: NDArray[np.float32], images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "inferno"
-) -> NDArray[np.uint8]:
-    """Blend maps over their images: raw (N, h, w) → (N, H, W, 3) uint8, raw (N, T, h, w) → (N, T, H, W, 3).
-
-    Each pixel is weight × image + (1 − weight) × colour: `weight` is the image's, as `image_weight` in
-    pytorch-grad-cam, whose final division by the brightest pixel is left out. The colour is that of max(raw, 0),
-    upsampled, divided by the largest value among *all maps of the image*: maps of one image can be compared with each
-    other, those of different images cannot. Pass raw[:, t] to draw each map on its own scale. A map without evidence
-    (see `no_evidence`) leaves the image as it is.
-
-    images_NHWC: (N, H, W, 3) uint8. colormap: one of `COLORMAPS`.
-
-    Raises DataError for images of another form or number, RecipeError for an unknown colour map or weight.
-    """
-    if images_NHWC.dtype != np.uint8 or images_NHWC.shape[3:] != (3,) or len(images_NHWC) != len(raw):
-        found = f"{images_NHWC.dtype} of shape {images_NHWC.shape}"
-        raise DataError(f"overlays need images ({len(raw)}, H, W, 3) uint8, not {found}: pass the original images")
-    if colormap not in COLORMAPS:
-        raise RecipeError(f"unknown colour map '{colormap}': {nearest(colormap, COLORMAPS)}")
-    if not 0 <= weight <= 1:
-        raise RecipeError(f"no image can have weight {weight}: choose one from 0 (map only) to 1 (image only)")
-    maps = raw if raw.ndim == 4 else raw[:, None]
-    heat = upsample(np.maximum(maps, 0), images_NHWC.shape[1:3])
-    peak = heat.max((1, 2, 3), keepdims=True)
-    colour = matplotlib.colormaps[colormap](heat / np.where(peak > 0, peak, 1))[..., :3]
-    images = images_NHWC[:, None].astype(np.float32)
-    blend = np.where(no_evidence(maps)[..., None, None, None], images, weight * images + (1 - weight) * 255 * colour)
-    pictures: NDArray[np.uint8] = blend.round().astype(np.uint8)
-    return pictures if raw.ndim == 4 else pictures[:, 0]
-
-
-def upsample(maps: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """Resize maps (…, h, w) to size (H, W), bilinearly: F.interpolate(…, mode="bilinear", align_corners=False)."""
-    rows, columns = (_hat(old, new) for old, new in zip(maps.shape[-2:], size, strict=True))
-    resized: NDArray[np.float32] = rows @ maps @ columns.T
-    return resized
-
-
-def _hat(old: int, new: int) -> NDArray[np.float32]:
-    """Weights (new, old) of linear interpolation between the cells' centres, constant beyond the outermost ones."""
-    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    weights: NDArray[np.float32] = np.maximum(1 - np.abs(centres[:, None] - np.arange(old)), 0).astype(np.float32)
-    return weights
