@@ -27,6 +27,7 @@ ORDER = (
     "training",
     "mistakes",
     "heatmaps",
+    "faithfulness",
     "figures",
     "reporting",
     "terminal",
@@ -38,7 +39,21 @@ BY_NAME = {("runs", "models"), ("runs", "datasets"), ("datasets", "planted")}
 
 
 # A module that outgrew its room: the files of its folder, in their order; `__init__` is the last.
-FOLDERS = {"heatmaps": ("drawing", "engine", "sweep", "__init__")}
+FOLDERS = {
+    "heatmaps": (
+        "drawing",
+        "layers",
+        "network",
+        "targets",
+        "methods",
+        "fullgrad",
+        "batch",
+        "attributions",
+        "engine",
+        "sweep",
+        "__init__",
+    )
+}
 
 
 def files(module: str) -> list[Path]:

@@ -146,7 +146,9 @@ def test_train_then_mistakes_then_explain_then_report(sightline: Sightline, fold
     ]
     assert len((tmp_path / "mistakes.csv").read_text().splitlines()) == len(wrong) + 1
     code, out, _ = sightline("explain", run, "--json")
-    assert json.loads(out) == {"heatmaps": str(run / "heatmaps.npz"), "layer": "layer2", "images": len(wrong)}
+    made = {"layer": "layer2", "method": "Grad-CAM, the margin by HiResCAM", "precision": "fp32", "images": len(wrong)}
+    targets = {"targets": ["predicted", "true", "margin"], "verdicts": {}}
+    assert json.loads(out) == {"heatmaps": str(run / "heatmaps.npz"), **made, **targets}
     code, out, _ = sightline("report", run)
     assert code == 0
     page = (run / "report.html").read_text()
@@ -160,6 +162,86 @@ def test_report_makes_the_heatmaps_that_are_missing(sightline: Sightline, finish
     heatmaps = Run.open(finished).heatmaps
     assert heatmaps is not None
     assert set(heatmaps.ids) == {row["id"] for row in json.loads(sightline("mistakes", finished, "--json")[1])["mistakes"]}
+
+
+def test_explain_judges_as_many_mistakes_as_asked(sightline: Sightline, finished: Path) -> None:
+    """The table counts the verdicts of the file."""
+    code, out, _ = sightline("explain", finished, "--trust", 2, "--layer", "layer3", "--layer", "layer2", "--fuse", "max")
+    saved = Run.open(finished).heatmaps
+    assert code == 0 and saved is not None and saved.layer == "layer3+layer2"
+    assert set(saved.verdicts[:2].flat) <= {"supported", "weak", "no evidence"} and (saved.verdicts[2:] == "").all()
+    for t, name in enumerate(saved.targets):
+        counts = [int((saved.verdicts[:, t] == word).sum()) for word in ("supported", "weak", "no evidence")]
+        assert sum(counts) == 2
+        assert any(line.replace("│", " ").split() == [name, *map(str, counts)] for line in out.splitlines())
+
+
+def test_files_of_any_size_are_explained(sightline: Sightline, finished: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, shape in (("tall.png", (50, 20, 3)), ("wide\x1b[31m\n.jpg", (30, 90, 3))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "broken\x07.png").write_bytes(b"no image")
+    arguments = ("explain", finished, tmp_path, "--method", "hirescam", "--target", "dark & grey", "--target", "margin")
+    code, out, err = sightline(*arguments, "-o", tmp_path / "out", "--json")
+    said = json.loads(out)
+    assert code == 0 and "\x1b" not in out + err and "left out 1 unreadable files" in err
+    assert said["unreadable"] == [f"{tmp_path}/broken?.png"]
+    tall, wide = said["images"]
+    assert (tall["file"], wide["file"]) == (f"{tmp_path}/tall.png", f"{tmp_path}/wide?[31m?.jpg")
+    assert set(tall["scores"]) == set(tall["completeness"]) == {"dark & grey", "margin"}
+    with Image.open(tall["picture"]) as picture:
+        assert picture.size == (40, 50)
+    code, out, err = sightline(*arguments, "-o", tmp_path / "out")
+    assert code == 0 and "\x1b" not in out + err and "wide?[31m?.jpg" in out
+    assert f"{100 * (1 - tall['completeness']['margin']):.0f} %" in out or "off by" in out
+
+
+@pytest.mark.parametrize(
+    ("completeness", "words"), [(float("nan"), "–"), (0, "100 %"), (0.034, "97 %"), (1, "0 %"), (1.4, "off by 140 %")]
+)
+def test_what_a_map_explains_is_said_as_a_share(completeness: float, words: str) -> None:
+    assert cli._explained(completeness) == words
+
+
+def test_one_image_under_all_methods(
+    sightline: Sightline, finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sightline.heatmaps.sweep.METHODS", {"cam": "", "gradcam": "", "eigencam": ""})
+    photo = folder / "dark & grey" / "0 ü'.png"
+    code, out, _ = sightline("explain", finished, photo, "--sheet", "-o", tmp_path / "out", "--json")
+    assert code == 0 and list(json.loads(out)["left_out"]) == ["cam of predicted", "cam of margin"]
+    with Image.open(tmp_path / "out" / "methods.png") as picture:
+        assert picture.size[0] > 3 * 190  # the image and two methods
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("IMAGE", "--target", "dark & gray"), ("unknown class 'dark & gray'", "did you mean 'dark & grey'")),
+        (("IMAGE", "--method", "grad-cam"), ("unknown method 'grad-cam'", "did you mean 'gradcam'")),
+        (("IMAGE", "--trust", "3"), ("--trust is for a run's mistakes",)),
+        (("IMAGE", "IMAGE", "--sheet"), ("one image", "not 2")),
+        (("--target", "predicted"), ("--target and --sheet are for image files",)),
+        (("--precision", "fp8"), ("unknown precision 'fp8'",)),
+        (("no.png",), ("no image can be read, such as no.png",)),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_one_line(
+    sightline: Sightline,
+    finished: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(finished.iterdir())
+    photo = str(folder / "dark & grey" / "0 ü'.png")
+    code, out, err = sightline("explain", finished, *(photo if word == "IMAGE" else word for word in arguments))
+    assert (code, out) == (1, "")
+    one_line(err, *parts)
+    assert list(tmp_path.iterdir()) == [] and sorted(finished.iterdir()) == before
 
 
 def test_a_report_without_its_data_says_so(sightline: Sightline, finished: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import manual_seed
 
 from sightline import datasets, heatmaps, models, reporting, runs
 from sightline.exceptions import RunError
+from sightline.heatmaps.drawing import diverging
 from sightline.recipe import RECIPES, Recipe
 from sightline.runs import Predictions, Run
 
@@ -86,11 +87,16 @@ def make_run(folder: Path, data: datasets.Dataset, *, epochs: int = 2, right: bo
 
 
 def make_heatmaps(run: Run) -> None:
-    """Random maps for every test image; those of the true class never argue for it."""
-    maps = np.random.default_rng(2).normal(size=(2, len(run.predictions), 8, 8)).astype(np.float32)
-    maps[1] = -np.abs(maps[1])
-    ids = run.predictions.ids
-    runs.SavedMaps(ids, maps[0], maps[1], "layer3", "Grad-CAM").write(run.folder)
+    """Random maps for every test image; those of the true class never argue for it. The first half is judged."""
+    n, random = len(run.predictions), np.random.default_rng(2)
+    raw = random.normal(size=(n, 3, 8, 8)).astype(np.float32)
+    raw[:, 1] = -np.abs(raw[:, 1])
+    verdicts = np.where(np.arange(n)[:, None] < n // 2, ["supported", "no evidence", "weak"], "").astype("<U16")
+    zeros = np.zeros((n, 3), np.float32)
+    parts = runs.MapParts(run.folder)
+    arrays = {"raw": raw, "scores": zeros, "completeness": zeros, "verdicts": verdicts, "effects": zeros}
+    parts.add(arrays, layer="layer3", method="Grad-CAM", precision="fp32")
+    parts.finish(run.predictions.ids, ("predicted", "true", "margin"))
 
 
 class Parsed(HTMLParser):
@@ -100,14 +106,24 @@ class Parsed(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.parts: list[str] = []
+        self.captions: list[str] = []
+        self.in_caption = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag == "figcaption":
+            self.in_caption = True
+            self.captions.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_caption &= tag != "figcaption"
 
     def handle_data(self, data: str) -> None:
         if self.tags and self.tags[-1][0] not in ("style", "script"):
             self.parts.append(data)
+        if self.in_caption:
+            self.captions[-1] += data
 
     @property
     def text(self) -> str:
@@ -164,29 +180,58 @@ def test_every_card_is_the_next_mistake_by_loss(full: Run, page: Parsed) -> None
     assert f"loss {predictions.losses[first]:.2f}" in page.text
 
 
-def test_pictures_are_the_image_and_both_heatmaps(full: Run, page: Parsed, data: datasets.Dataset) -> None:
+def test_pictures_are_the_image_and_its_three_heatmaps(full: Run, page: Parsed, data: datasets.Dataset) -> None:
+    """The class maps share a scale; the margin has its own, in diverging colours."""
     saved = full.heatmaps
     assert saved
     pictures = page.all("img")
-    assert len(pictures) == 3 * 30
+    assert len(pictures) == 4 * 30
     for position, i in enumerate(wrong(full)[:30]):
-        maps = np.stack([saved.predicted[i], saved.true[i]])[None]
-        expected = [data.test.images[i], *heatmaps.overlay(maps, data.test.images[i : i + 1])[0]]
-        for picture, pixels in zip(pictures[3 * position : 3 * position + 3], expected, strict=True):
+        image = data.test.images[i : i + 1]
+        margin = diverging(saved.raw[[i], 2], image)[0]
+        expected = [image[0], *heatmaps.overlay(saved.raw[[i], :2], image)[0], margin]
+        for picture, pixels in zip(pictures[4 * position : 4 * position + 4], expected, strict=True):
             encoded = picture["src"].removeprefix("data:image/png;base64,")
             np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))), pixels)
 
 
 def test_alternative_texts_say_what_is_seen(full: Run, page: Parsed) -> None:
-    first = wrong(full)[0]
-    predictions = full.predictions
-    true, predicted = CLASSES[predictions.labels[first]], CLASSES[predictions.predicted[first]]
-    image, heat, nothing = (picture["alt"] for picture in page.all("img")[:3])
-    confidence = predictions.probabilities[first].max()
-    assert image == f"{predictions.ids[first]}: true {true}, predicted {predicted}, confidence {confidence:.2f}"
-    assert heat.startswith(f"Heatmap of the predicted class {predicted}: strongest at the ")
-    assert nothing == f"Heatmap of the true class {true}: no evidence"
-    assert f"true {true} : no evidence" in page.text
+    predictions, saved = full.predictions, full.heatmaps
+    assert saved
+    for position, i in enumerate(wrong(full)[:30]):
+        true, predicted = CLASSES[predictions.labels[i]], CLASSES[predictions.predicted[i]]
+        image, heat, nothing, margin = (picture["alt"] for picture in page.all("img")[4 * position : 4 * position + 4])
+        confidence = predictions.probabilities[i].max()
+        assert image == f"{predictions.ids[i]}: true {true}, predicted {predicted}, confidence {confidence:.2f}"
+        assert heat.startswith(f"Heatmap of the predicted class {predicted}: {strongest(saved.raw[i, 0])}")
+        assert heat.endswith("; verdict: supported") == (i < N // 2)
+        assert nothing.startswith(f"Heatmap of the true class {true}: no evidence")
+        sides = f"for {predicted} {strongest(saved.raw[i, 2])}, for {true} {strongest(-saved.raw[i, 2])}"
+        assert margin.startswith(f"Heatmap of the margin: {sides}")
+
+
+def strongest(cells: np.ndarray) -> str:
+    """Where a map of 8×8 cells is largest, by thirds: a cell belongs where its centre is."""
+    row, column = divmod(int(cells.argmax()), 8)
+    thirds = [0, 0, 0, 1, 1, 2, 2, 2]
+    return f"strongest at the {('upper', 'middle', 'lower')[thirds[row]]} {('left', 'centre', 'right')[thirds[column]]}"
+
+
+def test_the_verdict_stands_under_each_map_that_was_judged(full: Run, page: Parsed) -> None:
+    """A map that argues for its class nowhere says "no evidence", judged or not."""
+    assert len(page.captions) == 4 * 30 + 4  # the curves have some too
+    for position, i in enumerate(wrong(full)[:30]):
+        true, predicted = CLASSES[full.predictions.labels[i]], CLASSES[full.predictions.predicted[i]]
+        words = (": supported", ": no evidence", ": weak") if i < N // 2 else ("", ": no evidence", "")
+        expected = ["image", f"predicted {predicted}{words[0]}", f"true {true}{words[1]}", f"margin{words[2]}"]
+        assert page.captions[4 * position : 4 * position + 4] == expected
+    assert "the model asked again" in page.text
+
+
+def test_the_margin_s_colours_are_explained_where_there_are_margins(tmp_path: Path, page: Parsed, data: datasets.Dataset) -> None:
+    assert page.text.count("■ orange argues for the predicted class, ■ blue for the true one") == 1
+    plain = Parsed(reporting.report(make_run(tmp_path / "run", data), data).read_text(encoding="utf-8"))
+    assert "argues for" not in plain.text and "asked again" not in plain.text
 
 
 @pytest.mark.parametrize(("row", "column", "words"), [(0, 0, "upper left"), (4, 4, "middle centre"), (7, 5, "lower right")])

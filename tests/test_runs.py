@@ -19,7 +19,7 @@ from sightline import runs
 from sightline.datasets import Dataset
 from sightline.exceptions import RunError
 from sightline.recipe import Recipe
-from sightline.runs import Predictions, Run, SavedMaps, load_state, prepare, save_state, write_text
+from sightline.runs import MapParts, Predictions, Run, SavedMaps, load_state, prepare, save_state, write_text
 from sightline.training import train
 
 HOSTILE = ("</script>", "a b", "ü\u202e", '"quoted"')
@@ -68,13 +68,44 @@ def test_the_parquet_file_has_one_row_an_image_and_one_column_a_class(tmp_path: 
     assert table.num_rows == 50
 
 
+def map_arrays(n: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    numbers = {name: random.normal(size=(n, 3)).astype(np.float32) for name in ("scores", "completeness", "effects")}
+    raw = random.normal(size=(n, 3, 4, 4)).astype(np.float32)
+    return {**numbers, "raw": raw, "verdicts": random.choice(["", "weak", "no evidence"], (n, 3)).astype("<U16")}
+
+
 def test_heatmaps_survive_the_disk(tmp_path: Path) -> None:
-    raw = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
-    saved = SavedMaps(("test/ü.png", "test/1", "2"), raw[0], raw[1], "layer3", "Grad-CAM")
-    read = SavedMaps.read(saved.write(tmp_path))
-    assert (read.ids, read.layer, read.method) == (saved.ids, saved.layer, saved.method)
-    np.testing.assert_array_equal(read.predicted, raw[0])
-    np.testing.assert_array_equal(read.true, raw[1])
+    ids, targets, arrays = ("test/ü.png", "test/1", "2"), ("predicted", "true", "margin"), map_arrays(3)
+    parts = MapParts(tmp_path)
+    parts.add(arrays, layer="layer3", method="Grad-CAM", precision="fp32")
+    read = SavedMaps.read(parts.finish(ids, targets))
+    assert (read.ids, read.targets) == (ids, targets)
+    assert (read.layer, read.method, read.precision) == ("layer3", "Grad-CAM", "fp32")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(getattr(read, name), array)
+
+
+def test_heatmaps_of_an_older_form_say_how_to_make_them_again(tmp_path: Path) -> None:
+    maps = np.zeros((1, 4, 4), np.float32)
+    np.savez(tmp_path / "heatmaps.npz", ids=["a"], predicted=maps, true=maps, layer="layer3", method="Grad-CAM")
+    with pytest.raises(RunError, match=r"heatmaps\.npz .*make it again with: sightline explain") as error:
+        SavedMaps.read(tmp_path / "heatmaps.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_parts_are_kept_for_the_same_settings_only(tmp_path: Path) -> None:
+    def reopened(settings: dict[str, object] | None) -> MapParts:
+        return MapParts(tmp_path, settings)
+
+    assert reopened({"layer": ["a"], "trust": 0}).names == {}
+    assert not list(tmp_path.iterdir()), "nothing is written before there is a part"
+    reopened({"layer": ["a"], "trust": 0}).add(map_arrays(2), layer="a", method="m", precision="bf16")
+    again = reopened({"layer": ["a"], "trust": 0})
+    assert (len(again), again.names) == (1, {"layer": "a", "method": "m", "precision": "bf16"})
+    assert len(reopened({"layer": ["b"], "trust": 0})) == 0
+    again.add(map_arrays(2), layer="a", method="m", precision="bf16")
+    assert len(reopened(None)) == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x04."])

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -39,6 +41,7 @@ RecipeName = Annotated[str, typer.Option("-r", "--recipe", help="a built-in reci
 Augment = Annotated[Path | None, typer.Option(help="an augmentation saved by albumentations.save, instead of the recipe's")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the best there is if not given")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16, fp32-compiled or bf16-compiled")]
+VERDICTS = ("supported", "weak", "no evidence")  # of `faithfulness`
 Seed = Annotated[int, typer.Option(help="of every random number")]
 
 
@@ -258,32 +261,45 @@ def mistakes(
 @app.command()
 def explain(
     folder: RunFolder,
-    layer: Annotated[str, typer.Option(help="a layer's name; auto: the last with more than 4×4 cells")] = "auto",
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="image files or folders, instead of the run's mistakes", metavar="[IMAGE]…"),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="of image files, repeatable: predicted, a class, true:CLASS, margin, or margin:CLASS,CLASS"),
+    ] = None,
+    method: Annotated[str, typer.Option(help="gradcam, layercam, … (--sheet shows all), or captum:NAME")] = "gradcam",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="a layer's name, repeatable; if not given, the last with more than 4×4 cells")
+    ] = None,
+    fuse: Annotated[str, typer.Option(help="how the maps of several layers become one: mean or max")] = "mean",
     aug_smooth: Annotated[bool, typer.Option("--aug-smooth", help="average over flipped and scaled inputs")] = False,
     eigen_smooth: Annotated[bool, typer.Option("--eigen-smooth", help="first principal component only")] = False,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: the faster, if it says the same")] = "fp32",
+    trust: Annotated[int, typer.Option(min=0, help="mistakes, the highest losses first, whose heatmaps are put to the test")] = 0,
+    sheet: Annotated[bool, typer.Option("--sheet", help="one image under all methods, side by side: OUT/methods.png")] = False,
+    out_folder: Annotated[Path, typer.Option("-o", "--out", help="where the pictures of image files go")] = Path("explained"),
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute Grad-CAM of the predicted and the true class for a run's mistakes: RUN/heatmaps.npz."""
-    from . import heatmaps
-    from .runs import Run, SavedMaps
+    """Compute heatmaps of a run's mistakes (predicted class, true class, margin: RUN/heatmaps.npz), or of any image files."""
+    from .runs import Run
 
     run = Run.open(folder)
-    with Bars() as bars:
-        bars.step(WORDS["load"], 0, None)
-        path = heatmaps.explain(
-            run,
-            run.dataset(data_dir),
-            layer=layer,
-            aug_smooth=aug_smooth,
-            eigen_smooth=eigen_smooth,
-            progress=lambda done, total: bars.step("heatmaps", done, total),
-        )
-    saved = SavedMaps.read(path)
-    if as_json:
-        _print_json({"heatmaps": str(path), "layer": saved.layer, "images": len(saved.ids)})
+    how: dict[str, Any] = {"layer": layer or "auto", "fuse": fuse, "precision": precision}
+    ways = {"method": method, "aug_smooth": aug_smooth, "eigen_smooth": eigen_smooth}
+    if not images:
+        if target or sheet:
+            raise RecipeError("--target and --sheet are for image files: name some after the run's folder, or leave them out")
+        _explain_mistakes(run, {**how, **ways}, trust, data_dir, as_json)
         return
-    _say(f"Heatmaps of {len(saved.ids)} mistakes at {saved.layer}: {path}. Next: sightline report {folder}")
+    if trust:
+        raise RecipeError("--trust is for a run's mistakes: leave it out, or leave out the image files")
+    if sheet:
+        _explain_by_all_methods(run, images, {**how, **({"targets": target} if target else {})}, out_folder, as_json)
+        return
+    _explain_files(run, images, target or ["predicted"], {**how, **ways}, out_folder, as_json)
 
 
 @app.command()
@@ -347,9 +363,7 @@ def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) ->
 
     with Bars() as bars:
         loaded = load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
-    if loaded.skipped:
-        some = ", ".join(loaded.skipped[:3]) + " …" * (len(loaded.skipped) > 3)
-        err.print(printable(f"left out {len(loaded.skipped)} unreadable files: {some}"), markup=False)
+    _left_out(loaded.skipped)
     return loaded
 
 
@@ -365,6 +379,95 @@ def _rates(policy: Any, data: Dataset) -> list[str]:
     images = to_device(data.train.images[:256])
     measured = rates(bind(policy, data.normalisation[0]), images, Generator().manual_seed(0))
     return [f"{name}: {rate:,.0f} images/s" for name, rate in measured]
+
+
+def _explain_mistakes(run: Run, how: dict[str, Any], trust: int, data_dir: Path | None, as_json: bool) -> None:
+    from . import faithfulness, heatmaps
+    from .runs import SavedMaps
+
+    with Bars() as bars:
+        bars.step(WORDS["load"], 0, None)
+        path = heatmaps.explain(
+            run,
+            run.dataset(data_dir),
+            **how,
+            trust=trust,
+            judge=faithfulness.judge,
+            progress=lambda done, total: bars.step("heatmaps", done, total),
+        )
+    saved = SavedMaps.read(path)
+    verdicts = {name: _counts(saved.verdicts[:, t]) for t, name in enumerate(saved.targets)} if trust else {}
+    if as_json:
+        found = {"layer": saved.layer, "method": saved.method, "precision": saved.precision, "images": len(saved.ids)}
+        _print_json({"heatmaps": str(path), **found, "targets": saved.targets, "verdicts": verdicts})
+        return
+    judged = [(name, *(counts[word] for word in VERDICTS)) for name, counts in verdicts.items()]
+    _say(
+        *([table(("heatmap of", *VERDICTS), judged, left=("heatmap of",))] if judged else []),
+        f"Heatmaps of {len(saved.ids)} mistakes by {saved.method} at {saved.layer}: {path}. Next: sightline report {run.folder}",
+    )
+
+
+def _explain_files(run: Run, images: list[Path], targets: list[str], how: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from .heatmaps import sweep
+
+    with Bars() as bars:
+        found = sweep.explain_files(
+            run, images, folder, targets=targets, **how, progress=lambda done, total: bars.step("heatmaps", done, total)
+        )
+    _left_out(found.unreadable)
+    if as_json:
+        rows = [
+            {
+                **row._asdict(),
+                "picture": str(row.picture),
+                "scores": dict(zip(targets, row.scores, strict=True)),
+                "completeness": {t: c for t, c in zip(targets, row.completeness, strict=True) if math.isfinite(c)},
+            }
+            for row in found.rows
+        ]
+        files = {"heatmaps": str(found.heatmaps), "sheet": str(found.sheet), "unreadable": found.unreadable}
+        _print_json({**files, "images": rows})
+        return
+    drawn = [(r.file, r.predicted, f"{r.confidence:.1%}", *map(_explained, r.completeness)) for r in found.rows]
+    _say(
+        table(("image", "predicted", "confidence", *(f"{t}: explained" for t in targets)), drawn, left=("image", "predicted")),
+        "“Explained”: the share of the score that the map sums to; “–” where the method's maps don't sum to it.",
+        f"The pictures: {found.rows[0].picture.parent}; all in one: {found.sheet}; the values: {found.heatmaps}",
+    )
+
+
+def _explain_by_all_methods(run: Run, images: list[Path], how: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from .heatmaps import sweep
+
+    if len(images) != 1:
+        raise RecipeError(f"--sheet shows one image under all methods, not {len(images)}: name one")
+    path = folder / "methods.png"
+    with Bars() as bars:
+        failed = sweep.compare_methods(
+            run, images[0], path, **how, progress=lambda done, total: bars.step("methods", done, total)
+        )
+    if as_json:
+        _print_json({"sheet": str(path), "left_out": failed})
+        return
+    _say(*(f"without {what}: {why}" for what, why in failed.items()), f"All methods, each on its own scale: {path}")
+
+
+def _explained(completeness: float) -> str:
+    """The share of a score that a map's sum explains: "97 %"."""
+    if math.isnan(completeness):
+        return "–"
+    return f"{100 * (1 - completeness):.0f} %" if completeness <= 1 else f"off by {100 * completeness:.0f} %"
+
+
+def _counts(verdicts: Any) -> dict[str, int]:
+    return {word: int((verdicts == word).sum()) for word in VERDICTS}
+
+
+def _left_out(files: Sequence[str]) -> None:
+    if files:
+        some = ", ".join(files[:3]) + " …" * (len(files) > 3)
+        err.print(printable(f"left out {len(files)} unreadable files: {some}"), markup=False)
 
 
 def _findings(run: Run, data: Dataset) -> list[str]:

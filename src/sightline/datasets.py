@@ -454,7 +454,7 @@ def _read_images(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for i, image in enumerate(pool.map(partial(_read_image, size=size), paths)):
+            for i, image in enumerate(pool.map(partial(read_image, size=size), paths)):
                 if isinstance(image, np.ndarray):
                     if not kept:
                         images = _room(len(paths), image.shape)
@@ -490,7 +490,7 @@ def _check_same_size(path: Path, image: NDArray[np.uint8], other_path: Path, oth
         )
 
 
-def _read_image(path: Path, size: int | None) -> NDArray[np.uint8] | DataError:
+def read_image(path: Path, size: int | None) -> NDArray[np.uint8] | DataError:
     """Return the image, (H, W, 3), or the error for the caller to raise or to pass over."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:

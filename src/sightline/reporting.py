@@ -40,13 +40,14 @@ GRID = 24  # mistakes in figures/mistakes.png, and cards that are open at once
 class Picture:
     """A picture in a card.
 
-    kind: "image", or whose heatmap it is, "predicted" or "true".  name: that class, or "".  empty: the heatmap has no evidence.
-    uri: a data: URI.  alt: what the picture shows, in words.  pixels: its pixels are the image's own, not scaled down.
+    kind: "image", or what the heatmap explains: "predicted", "true" or "margin".  name: that class, or "".  verdict: how far the
+    heatmap may be trusted, or "" where nobody asked.  uri: a data: URI.  alt: what the picture shows, in words.  pixels: its
+    pixels are the image's own, not scaled down.
     """
 
     kind: str
     name: str
-    empty: bool
+    verdict: str
     uri: str
     alt: str
     pixels: bool
@@ -77,6 +78,7 @@ class Page:
     cards: tuple[Card, ...]
     pictures_note: str
     heatmaps_note: str
+    margins: bool
     confused: tuple[Confusion, ...]
     per_class: Mapping[str, Accuracy]
     ece: float
@@ -146,6 +148,7 @@ def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures
     recipe = info["recipe"]
     command, needed = reproduce(info)
     results = info["results"]
+    cards = _cards(run, wrong[:n], split, weight)
     return Page(
         title=f"{recipe['name']} on {info['data']['name']}",
         accuracy=mistakes.accuracy(predictions),
@@ -161,9 +164,10 @@ def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures
         ),
         classes=predictions.classes,
         mistakes=len(wrong),
-        cards=_cards(run, wrong[:n], split, weight),
+        cards=cards,
         pictures_note=f"No pictures: {no_pictures}" if no_pictures else "",
         heatmaps_note=f"No heatmaps: {no_heatmaps}" if no_heatmaps else _heatmaps_note(run.heatmaps),
+        margins=any(picture.kind == "margin" for card in cards for picture in card.pictures),
         confused=tuple(mistakes.most_confused(predictions)),
         per_class=mistakes.per_class(predictions),
         ece=calibration.ece,
@@ -259,7 +263,8 @@ def _test_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple
 
 
 def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None, weight: float) -> tuple[Card, ...]:
-    predictions, maps = run.predictions, _maps(run)
+    predictions, saved = run.predictions, run.heatmaps
+    row = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
     place = {} if split is None else {name: i for i, name in enumerate(split.ids)}
     sure = mistakes.confidences(predictions)
     cards = []
@@ -275,29 +280,47 @@ def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None, weight: flo
                 float(sure[i]),
                 float(predictions.probabilities[i, true]),
                 float(predictions.losses[i]),
-                () if image is None else _pictures(image, name, words, float(sure[i]), maps.get(name), weight),
+                () if image is None else _pictures(image, name, words, float(sure[i]), saved, row.get(name), weight),
             )
         )
     return tuple(cards)
 
 
 def _pictures(
-    image_HWC: NDArray[np.uint8], name: str, words: tuple[str, str], sure: float, maps: NDArray[np.float32] | None, weight: float
+    image_HWC: NDArray[np.uint8],
+    name: str,
+    words: tuple[str, str],
+    sure: float,
+    saved: SavedMaps | None,
+    row: int | None,
+    weight: float,
 ) -> tuple[Picture, ...]:
-    """Return the image, and over it its maps (2, h, w) of the predicted and the true class, if there are any."""
+    """Return the image, and over it the maps that are saved in `row`, if there is one."""
     true, predicted = words
     alt = f"{name}: true {true}, predicted {predicted}, confidence {sure:.2f}"
     original = _picture("image", "", image_HWC, alt)
-    if maps is None:
+    if saved is None or row is None:
         return (original,)
-    from .heatmaps import overlay
-
-    drawn = overlay(maps[None], image_HWC[None], weight)[0]
+    drawn = _drawn(saved, [row], image_HWC[None], weight)[0]
     heat = []
-    for kind, word, raw, picture in zip(("predicted", "true"), (predicted, true), maps, drawn, strict=True):
-        alt = f"Heatmap of the {kind} class {word}: {_where(raw)}"
-        heat.append(_picture(kind, word, picture, alt, empty=bool(raw.max() <= 0)))
+    for kind, raw, judged, picture in zip(saved.targets, saved.raw[row], saved.verdicts[row], drawn, strict=True):
+        word = {"predicted": predicted, "true": true}.get(kind, "")
+        if kind == "margin":
+            nothing, seen = not raw.any(), f"for {predicted} {_where(raw)}, for {true} {_where(-raw)}"
+        else:
+            nothing, seen = raw.max() <= 0, _where(raw)
+        verdict = "no evidence" if nothing else str(judged)
+        of = f"{kind} class {word}" if word else kind
+        alt = f"Heatmap of the {of}: {seen}" + f"; verdict: {judged}" * bool(judged)
+        heat.append(_picture(kind, word, picture, alt, verdict=verdict))
     return (original, *heat)
+
+
+def _drawn(saved: SavedMaps, rows: Sequence[int], images_NHWC: NDArray[np.uint8], weight: float) -> NDArray[np.uint8]:
+    """Draw some images' maps, (N, T, H, W, 3): margins in diverging colours."""
+    from .heatmaps import drawing
+
+    return drawing.pictures(saved.raw[rows], images_NHWC, [target == "margin" for target in saved.targets], weight)
 
 
 def _where(raw: NDArray[np.float32]) -> str:
@@ -310,7 +333,7 @@ def _where(raw: NDArray[np.float32]) -> str:
     return f"strongest at the {vertical} {horizontal}"
 
 
-def _picture(kind: str, name: str, image_HWC: NDArray[np.uint8], alt: str, *, empty: bool = False) -> Picture:
+def _picture(kind: str, name: str, image_HWC: NDArray[np.uint8], alt: str, *, verdict: str = "") -> Picture:
     """Return a picture of at most 128 pixels: small images exactly (PNG), large ones as WebP, which is a tenth of it."""
     from PIL import Image
 
@@ -323,35 +346,30 @@ def _picture(kind: str, name: str, image_HWC: NDArray[np.uint8], alt: str, *, em
     else:
         picture.save(file, "WEBP", quality=75)
     uri = f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(kind, name, empty, uri, alt, small)
-
-
-def _maps(run: Run) -> dict[str, NDArray[np.float32]]:
-    """Return the saved maps (2, h, w), of the predicted and the true class, by image."""
-    saved = run.heatmaps
-    return {} if saved is None else dict(zip(saved.ids, np.stack([saved.predicted, saved.true], 1), strict=True))
+    return Picture(kind, name, verdict, uri, alt, small)
 
 
 def _mistakes_png(run: Run, split: Split, weight: float) -> bytes:
     """Draw the first mistakes as one picture, with their heatmaps where all of them have some."""
-    rows, maps = mistakes.table(run.predictions, GRID), _maps(run)
+    rows, saved = mistakes.table(run.predictions, GRID), run.heatmaps
     place = {name: i for i, name in enumerate(split.ids)}
     images = split.images[[place[row["id"]] for row in rows]]
     titles = [f"{row['predicted']} / {row['true']}\n{row['confidence']:.2f}" for row in rows]
-    if not all(row["id"] in maps for row in rows):
+    where = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
+    if saved is None or not all(row["id"] in where for row in rows):
         return figures.mistakes_grid(images, titles)
-    from .heatmaps import overlay
-
-    return figures.mistakes_grid(images, titles, overlay(np.stack([maps[row["id"]] for row in rows]), images, weight))
+    return figures.mistakes_grid(images, titles, _drawn(saved, [where[row["id"]] for row in rows], images, weight))
 
 
 def _heatmaps_note(saved: SavedMaps | None) -> str:
     if saved is None:
         return "No heatmaps yet: `sightline explain RUN` makes them; then make this report again."
-    cells = "×".join(map(str, saved.true.shape[1:]))
+    cells = "×".join(map(str, saved.raw.shape[2:]))
     return (
         f"{saved.method} at layer “{saved.layer}”, {cells} cells, for the predicted and for the true class; both maps of an "
         "image share one scale. “No evidence”: no cell speaks for the class."
+        + " The word under a map: its hottest places were removed, and equal areas elsewhere, and the model asked again."
+        * bool(saved.verdicts.any())
     )
 
 

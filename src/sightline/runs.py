@@ -5,6 +5,7 @@
     RUN/model.safetensors     the weights
     RUN/predictions.parquet   one row an image
     RUN/heatmaps.npz          raw signed maps at layer resolution (made by `explain`)
+    RUN/heatmaps.parts/       what a killed `explain` needs to go on; gone when heatmaps.npz is there
     RUN/resume/               what a killed run needs to go on; gone when the run is finished
     RUN/figures/, RUN/report.html
 
@@ -18,13 +19,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 REQUIRED = ("recipe", "data", "normalisation", "results", "device", "seed", "precision", "arithmetic", "versions", "machine")
+MAP_ARRAYS = ("raw", "scores", "completeness", "verdicts", "effects")  # of heatmaps.npz: one row an image
+MAP_NAMES = ("layer", "method", "precision")
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
@@ -74,7 +77,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -166,34 +173,107 @@ class Predictions:
 
 @dataclass(frozen=True)
 class SavedMaps:
-    """What heatmaps.npz holds: heatmaps of N images, for the predicted and for the true class.
+    """What heatmaps.npz holds: T heatmaps of each of N images.
 
-    ids: N names.  predicted, true: (N, h, w) float32, raw and signed, at layer resolution.  layer, method: names.
+    ids: N names.  targets: T names, such as "predicted", "true" and "margin".  raw: (N, T, h, w) float32, signed, at layer
+    resolution.  scores: (N, T) float32, the logits or differences of logits that are explained.  completeness: (N, T)
+    float32, the share of the score that the map doesn't account for; NaN where the method's maps don't sum to it.
+    verdicts: (N, T) text, and effects: (N, T) float32, as `faithfulness` judged; "" and NaN where it didn't.
+    layer, method, precision: names.
     """
 
     ids: tuple[str, ...]
-    predicted: NDArray[np.float32]
-    true: NDArray[np.float32]
+    targets: tuple[str, ...]
+    raw: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    completeness: NDArray[np.float32]
+    verdicts: NDArray[np.str_]
+    effects: NDArray[np.float32]
     layer: str
     method: str
-
-    def write(self, folder: Path) -> Path:
-        """Write folder/heatmaps.npz and return its path."""
-        path = folder / "heatmaps.npz"
-        with writing(path) as part, part.open("wb") as file:
-            ids = np.array(self.ids, dtype=str)
-            np.savez_compressed(file, ids=ids, predicted=self.predicted, true=self.true, layer=self.layer, method=self.method)
-        return path
+    precision: str
 
     @classmethod
     def read(cls, path: Path) -> SavedMaps:
-        """Read what `write` wrote. Raises RunError if it is damaged."""
+        """Read what `MapParts.finish` wrote. Raises RunError if it is damaged, or older than this form."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                ids = tuple(str(name) for name in file["ids"])
-                return cls(ids, file["predicted"], file["true"], str(file["layer"]), str(file["method"]))
+                return cls(
+                    tuple(map(str, file["ids"])),
+                    tuple(map(str, file["targets"])),
+                    *(file[name] for name in MAP_ARRAYS),
+                    *(str(file[name]) for name in MAP_NAMES),
+                )
         except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
             raise RunError(f"cannot read {path} ({error}); make it again with: sightline explain {path.parent}") from None
+
+
+class MapParts:
+    """Heatmaps on their way to FOLDER/heatmaps.npz: they wait in FOLDER/heatmaps.parts/ until all are made.
+
+    settings: what the maps depend on, as JSON-ready values. Parts that are there already are kept if they were made with
+    equal settings and thrown away otherwise, as always where `settings` is None.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self._path, self._parts = folder / "heatmaps.npz", folder / "heatmaps.parts"
+        self._settings, self._manifest = _json(settings), self._parts / "settings.json"
+        known = self._manifest.read_text(encoding="utf-8") if settings is not None and self._manifest.exists() else None
+        if known != self._settings:
+            shutil.rmtree(self._parts, ignore_errors=True)
+
+    def __len__(self) -> int:
+        """How many parts are done."""
+        return len(self._files())
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The layer, the method and the precision of the parts that are done; empty where none is."""
+        return {name: str(_member(self._files()[0], name)) for name in MAP_NAMES} if len(self) else {}
+
+    def add(self, arrays: Mapping[str, NDArray[Any]], *, layer: str, method: str, precision: str) -> None:
+        """Write the next part. arrays: `MAP_ARRAYS` of the next images."""
+        if not len(self):
+            write_text(self._manifest, self._settings)
+        content: dict[str, Any] = {**arrays, "layer": layer, "method": method, "precision": precision}
+        with writing(self._parts / f"{len(self):06}.npz") as part, part.open("wb") as file:
+            np.savez(file, **content)
+
+    def finish(self, ids: Sequence[str], targets: Sequence[str]) -> Path:
+        """Join the parts into heatmaps.npz, remove them, and return its path; one part at a time is in memory.
+
+        ids: the images' names, in the order of the parts. The same arguments and parts give the same bytes.
+        """
+        with writing(self._path) as path, ZipFile(path, "w") as archive:
+            for name, value in {"ids": list(ids), "targets": list(targets), **self.names}.items():
+                array = np.array(value, dtype=str)
+                _write_member(archive, name, array.dtype, array.shape, [array])
+            for name in MAP_ARRAYS:
+                first = _member(self._files()[0], name)
+                pieces = (_member(file, name) for file in self._files())
+                _write_member(archive, name, first.dtype, (len(ids), *first.shape[1:]), pieces)
+        shutil.rmtree(self._parts)
+        return self._path
+
+    def _files(self) -> list[Path]:
+        return sorted(self._parts.glob("*.npz"))
+
+
+def _member(path: Path, name: str) -> NDArray[Any]:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        array: NDArray[Any] = file[name]
+        return array
+
+
+def _write_member(
+    archive: ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]
+) -> None:
+    """Write one array of an .npz file, given in pieces along its first axis."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with archive.open(ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(piece.tobytes())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,22 @@
 """Where the model looked: heatmaps, signed and at layer resolution; drawing is apart from computing."""
 
+from .attributions import captum_method
 from .drawing import COLORMAPS, no_evidence, overlay, upsample
 from .engine import Heatmaps, Maps
-from .sweep import explain, explain_batches
+from .methods import METHODS
+from .sweep import explain, explain_files
+from .targets import Margin
 
-__all__ = ["COLORMAPS", "Heatmaps", "Maps", "explain", "explain_batches", "no_evidence", "overlay", "upsample"]
+__all__ = [
+    "COLORMAPS",
+    "METHODS",
+    "Heatmaps",
+    "Maps",
+    "Margin",
+    "captum_method",
+    "explain",
+    "explain_files",
+    "no_evidence",
+    "overlay",
+    "upsample",
+]

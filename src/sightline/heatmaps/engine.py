@@ -1,21 +1,24 @@
-"""Where the model looked: Grad-CAM, signed and at layer resolution; drawing is apart, below it, in NumPy only.
+"""The heatmap engine: raw signed maps at layer resolution, for any method, target, layer and network.
 
-Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) of a logit y at a layer of activations A_k, n cells:
+    with Heatmaps(model) as h:
+        maps = h(images, ("predicted", "true", "margin"), labels=labels)
 
-    raw(i, j) = Σ_k w_k A_k(i, j),   w_k = 1/n Σ_ij ∂y/∂A_k(i, j)
+What makes it exact: maps keep their sign and scale (the papers' ReLU and every stretching belong to drawing), nothing that isn't
+finite passes, and where only a global average pool and one linear layer follow, each map is checked to sum to its score.
 
-`raw` keeps its sign; the paper's ReLU happens in drawing. Where only a global average pool and one linear layer follow,
-the sum of `raw` over its cells plus the class's bias is the logit.
+What makes it fast: no graph is built below the layer; one run of the model serves all targets; a margin is the difference of two
+gradients that are there already; where the true class is the predicted one it costs nothing; and with a pool and a linear
+layer after it, a layer's gradients are the linear layer's weights, so that no backward pass is needed at all.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,61 +26,114 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..exceptions import DataError, RecipeError, SightlineError
-from .drawing import overlay
+from ..exceptions import DataError, RecipeError, SightlineError, nearest
+from .batch import Batch, Method, kind_of
+from .drawing import overlay, upsample
+from .layers import check_name
+from .methods import METHODS
+from .network import Network, Output, Plan
+from .targets import Targets, Wanted, parse
 
-Targets = Literal["predicted"] | Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
-
-MIN_CELLS = 4 * 4  # layer "auto" wants more than these: at 4×4 or below, a map of an image says little about places
+PRECISIONS = ("fp32", "bf16", "auto")
+VIEWS = tuple(product((1.0, 0.9, 1.1), (False, True)))  # of `aug_smooth`: a factor, and whether flipped; the plain one first
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Heatmaps of N images for one class an image, or for T of them.
+    """Heatmaps of N images for one target an image, or for T of them.
 
-    raw: (N, h, w) or (N, T, h, w) float32, signed, at layer resolution, in logits.  targets: (N,) or (N, T) int64, the
-    classes explained.  logits: (N, classes) float32, of the images as given.  layer: the name of the layer.
+    raw: (N, h, w) or (N, T, h, w) float32, signed, at layer resolution.  targets: (N,) or (N, T) int64, the classes explained; −1
+    where a target isn't one class.  logits: (N, classes) float32, of the images as given.  layer: its name; of several, with "+".
+    scores: like `targets`, float32: the numbers explained.  completeness: like `scores`: how far the map is from summing to its
+    score, as a fraction; NaN where a method's maps sum to nothing in particular (see `Heatmaps.__call__`).  by_layer: each
+    layer's own raw maps, where several were fused.
     """
 
     raw: NDArray[np.float32]
     targets: NDArray[np.int64]
     logits: NDArray[np.float32]
     layer: str
+    method: str
+    scores: NDArray[np.float32]
+    completeness: NDArray[np.float32]
+    by_layer: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def overlay(self, images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "inferno") -> NDArray[np.uint8]:
         """Blend the maps over their images: see `overlay`."""
         return overlay(self.raw, images_NHWC, weight, colormap)
 
 
+@dataclass
+class _Piece:
+    """The maps of one batch, on its device: by layer (N, T, h, w), scores and completeness (N, T), logits, settled targets."""
+
+    maps: dict[str, Tensor]
+    scores: Tensor
+    completeness: Tensor
+    logits: Tensor
+    wanted: list[Wanted]
+
+
 class Heatmaps:
-    """Grad-CAM of a classifier, as a context manager.
+    """Heatmaps of a classifier, as a context manager.
 
         with Heatmaps(model, layer="auto") as h:
-            maps = h(images, targets="predicted")
+            maps = h(images, targets="predicted", method="gradcam")
 
-    layer: a name as in `model.named_modules()`, or "auto": the last layer whose output has more than 4×4 cells, found
-    for each image size by one pass of a zero image; of several modules that return the same tensor, the outermost. A
-    layer that runs several times is explained at its last run.
+    layer: a name as in `model.named_modules()`, or several, whose maps are fused, or "auto": the last layer whose output has more
+    than 4×4 cells that the logits depend on, found for each image size by one pass of one image; of several modules that return
+    the same tensor, the outermost. A layer that runs several times is explained at its last run.
+
+    reshape: how to read the layer's output as (N, K, h, w), where that isn't seen by itself (tokens with one or more class tokens
+    before them and channel-last maps are); a function that only rearranges values.
+    output: which of a model's several outputs are the logits: a key, an attribute, a position, or a function of the output.
+    precision: "fp32"; "bf16" for bfloat16 arithmetic (autocast); "auto" for the faster of them on the first batch, provided that
+    there bfloat16 predicts the same classes (at most one image or 0.5 % differ) and its maps correlate by 0.99 on average.
+    batch_size: images that are worked on at once; more may be given.
+
+    A model inside `torch.compile`, DataParallel or DistributedDataParallel is explained as the plain module that it wraps.
 
     Inside `with` every module is in evaluation mode; afterwards each is in the mode that it was in. Hooks live during a
-    call only. Parameters, their gradients and `requires_grad` are never touched.
+    call only. Parameters, their gradients, `requires_grad` and memory format are never touched.
 
     Raises RecipeError for a layer that doesn't exist.
     """
 
-    def __init__(self, model: nn.Module, layer: str = "auto") -> None:
-        names = [name for name, _ in model.named_modules() if name]
-        if layer not in ("auto", *names):
-            close = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or [n for n, _ in model.named_children()]
-            raise RecipeError(f"the model has no layer '{layer}': use 'auto', or one such as {', '.join(close)}")
-        self._model, self._wanted = model, layer
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | Sequence[str] = "auto",
+        *,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        output: Output = None,
+        precision: str = "fp32",
+        batch_size: int = 128,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise RecipeError(f"unknown precision '{precision}': {nearest(precision, PRECISIONS)}")
+        if batch_size < 1:
+            raise RecipeError(f"a batch has at least one image, not {batch_size}")
+        self._network = Network(model, output)
+        self._layers = [layer] if isinstance(layer, str) else list(layer)
+        if not self._layers:
+            raise RecipeError("name at least one layer, or 'auto'")
+        for name in self._layers:
+            if name != "auto":
+                check_name(self._network.model, name)
+        self._reshape, self._batch_size = reshape, batch_size
+        self._bf16: bool | None = {"fp32": False, "bf16": True, "auto": None}[precision]
         self._modes: dict[nn.Module, bool] = {}
-        self._layers: dict[torch.Size, str] = {}
+        self._plans: dict[tuple[torch.Size, torch.device], Plan] = {}
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic used: "fp32" or "bf16", or "auto" as long as it isn't settled."""
+        return "auto" if self._bf16 is None else "bf16" if self._bf16 else "fp32"
 
     def __enter__(self) -> Heatmaps:
         if self._modes:
             raise SightlineError("these heatmaps are open already; leave the first `with` before the next")
-        self._modes = {module: module.training for module in self._model.modules()}
+        self._modes = {module: module.training for module in self._network.model.modules()}
         # Set by hand: `model.eval()` may be overridden to do more, which could not be taken back.
         for module in self._modes:
             module.training = False
@@ -87,163 +143,251 @@ class Heatmaps:
         for module, mode in self._modes.items():
             module.training = mode
         self._modes = {}
+        self._plans = {}  # they hold one image's activations
 
     def __call__(
-        self, images: Tensor, targets: Targets = "predicted", *, aug_smooth: bool = False, eigen_smooth: bool = False
+        self,
+        images: Tensor,
+        targets: Targets = "predicted",
+        method: Method | Sequence[Method] = "gradcam",
+        *,
+        labels: Tensor | NDArray[np.integer[Any]] | Sequence[int] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        fuse: str = "mean",
     ) -> Maps:
         """Return the maps of images (N, C, H, W) float, *normalised* as in training, on the model's device.
 
-        targets: "predicted", or class indices (N,), or (N, T) for T maps an image.
+        targets, what each map explains, is one of
+          - "predicted", "true" (needs labels), a class for all images, or classes (N,): their logits;
+          - "margin", the predicted class's logit minus the true one's, or a `Margin` of any two;
+          - "embedding": what the last linear layer takes in, times itself held fixed: what makes the embedding what it is;
+          - a function of the logits (N, classes) that returns a number an image (N,);
+          - classes (N, T), or a list or tuple of the above but not of class indices alone: T maps an image.
+        method: a name in METHODS, what `captum_method` returns, or one a target.
+        labels: the true classes (N,).
 
         aug_smooth: the mean of the raw maps of six views, {as is, flipped left to right} × {0.9, 1, 1.1} times the
         normalised values, as in pytorch-grad-cam; but all views explain the same class, and nothing is rescaled before
         the mean.
-        eigen_smooth: instead of the sum over channels, the first principal component of the weighted activations w_k
+        eigen_smooth: instead of the sum over channels, the first principal component of the weighted activations factor_k
         A_k: with cells as rows, channels as columns and each column's mean taken off, X = U S Vᵀ, the map is S₁ U₁. Its
         mean is zero; its sign is the one that correlates positively with the plain map.
+        fuse: "mean" or "max" of several layers' maps, each divided by its largest absolute value and upsampled to the finest.
 
-        Raises DataError for images of another form and for activations that aren't finite, RecipeError for classes that
-        don't exist and for a layer without spatial extent or influence on the logits.
+        `completeness` of the result: where only a global average pool and a linear layer follow the layer, |score − bias − sum of
+        the map| relative to the sum of the absolute terms, for CAM (its mean), Grad-CAM, XGrad-CAM and HiResCAM; elsewhere
+        |score − sum of the map| / |score| for XGrad-CAM and HiResCAM, which sum to gradient × activation, and for FullGrad
+        before its ψ.
+
+        Raises DataError for images of another form, activations or maps that aren't finite, or a sum rule that doesn't hold;
+        RecipeError for targets, methods and layers that don't exist or don't go together.
         """
+        self._check_call(images, fuse)
+        wanted, several = ([], False) if _is_embedding(targets) else parse(targets, len(images), labels=labels is not None)
+        methods = _methods(method, max(len(wanted), 1))
+        true = _labels(labels, len(images))
+        pieces = []
+        for start in range(0, max(len(images), 1), self._batch_size):  # without images, one empty batch tells the shape
+            rows, self._network.first = slice(start, start + self._batch_size), start
+            batch = images[rows]
+            plan = self._plan(batch)
+            own = [target.rows(rows) for target in wanted]
+            labels_here = None if true is None else true[rows].to(images.device)
+            if self._bf16 is None:
+                self._bf16 = self._bf16_is_better(batch, plan)
+            piece = self._smooth(batch, plan, own, labels_here, methods, eigen_smooth, aug_smooth)
+            pieces.append(_finished(piece, several))
+        name = "+".join(plan.layers)
+        return _joined(pieces, name, "+".join(dict.fromkeys(map(_name, methods))), fuse)
+
+    def stream(
+        self,
+        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+        targets: Targets = "predicted",
+        method: Method | Sequence[Method] = "gradcam",
+        *,
+        progress: Callable[[int], None] = lambda done: None,
+        **options: Any,
+    ) -> Iterator[Maps]:
+        """Yield the maps of each batch, images or (images, labels): memory stays that of one batch, whatever their number is.
+
+        Arguments as in a call; targets can't be class indices (N,), for batches differ: give labels, and "true". `progress` is
+        called with the number of images done.
+        """
+        done = 0
+        for batch in batches:
+            images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+            maps = self(images, targets, method, labels=labels, **options)
+            done += len(images)
+            progress(done)
+            yield maps
+
+    def _check_call(self, images: Tensor, fuse: str) -> None:
         if not self._modes:
             raise SightlineError("heatmaps are computed inside `with Heatmaps(model) as h:` only: open it there")
-        if images.ndim != 4 or not images.is_floating_point():
-            found = f"{images.dtype} of shape {tuple(images.shape)}"
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            found = f"{images.dtype} of shape {tuple(images.shape)}" if hasattr(images, "dtype") else f"a {type(images).__name__}"
             raise DataError(f"heatmaps need float images (N, C, H, W), not {found}: normalise as in training")
-        size = images.shape[1:]
-        if size not in self._layers:
-            self._layers[size] = _choose_layer(self._model, self._wanted, images.new_zeros(1, *size))
-        layer = self._layers[size]
-        raw, classes, logits = _grad_cam(self._model, layer, images, targets, eigen_smooth)
-        if aug_smooth:
-            raw = raw / 6
-            for scale, flip in list(product((1.0, 0.9, 1.1), (False, True)))[1:]:
-                view = scale * (images.flip(3) if flip else images)
-                smooth, _, _ = _grad_cam(self._model, layer, view, classes, eigen_smooth)
-                raw += (smooth.flip(-1) if flip else smooth) / 6
-        return Maps(raw.cpu().numpy(), classes.cpu().numpy(), logits.cpu().numpy(), layer)
+        if fuse not in ("mean", "max"):
+            raise RecipeError(f"layers are fused by 'mean' or 'max', not '{fuse}'")
 
+    def _plan(self, images: Tensor) -> Plan:
+        key = (images.shape[1:], images.device)
+        if key not in self._plans:
+            self._network.bf16 = False
+            with _plain_arithmetic(images.device):
+                generator = torch.Generator().manual_seed(0)
+                example = torch.randn(1, *images.shape[1:], generator=generator).to(images.device, images.dtype)
+                self._plans[key] = self._network.plan(self._layers, example, self._reshape)
+        return self._plans[key]
 
-def _grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Targets, eigen: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the raw maps, the classes that they explain and the logits, all on the images' device."""
-    with _float32_without_graph(images.device):
-        activations, logits = _cut_forward(model, layer, images)
-        classes = _classes(targets, logits)
-        columns = (classes if classes.ndim == 2 else classes[:, None]).unbind(1)
-        maps = []
-        for i, column in enumerate(columns):
-            chosen = F.one_hot(column, logits.shape[1]).to(logits)
-            keep = i + 1 < len(columns)
-            (gradient,) = torch.autograd.grad(logits, activations, chosen, retain_graph=keep, allow_unused=True)
-            if gradient is None:
-                raise RecipeError(f"the logits do not depend on layer '{layer}': use another one, or 'auto'")
-            weighted = gradient.float().mean((2, 3), keepdim=True) * activations.detach().float()
-            maps.append(_principal(weighted) if eigen else weighted.sum(1))
-        raw = torch.stack(maps, 1).reshape(*classes.shape, *activations.shape[2:])
-        return raw, classes, logits.detach().float()
+    def _bf16_is_better(self, images: Tensor, plan: Plan) -> bool:
+        """Time both arithmetics on real images, and compare what they say."""
+        seconds, pieces = [], []
+        for bf16 in (False, True, False, True):
+            self._bf16 = bf16
+            start = time.perf_counter()
+            pieces.append(self._explain(images, plan, [Wanted(((1.0, "predicted"),))], None, ["gradcam"], False))
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        exact, rough = pieces[-2:]
+        same = exact.logits.argmax(1) == rough.logits.argmax(1)
+        maps = [torch.cat([m[same].flatten(2) for m in piece.maps.values()], 2)[:, 0] for piece in (exact, rough)]
+        centred = [F.normalize(m - m.mean(1, keepdim=True), dim=1) for m in maps]
+        alike = float((centred[0] * centred[1]).sum(1).mean()) >= 0.99
+        return seconds[3] < seconds[2] and int((~same).sum()) <= max(1, len(same) / 200) and alike
+
+    def _smooth(
+        self,
+        images: Tensor,
+        plan: Plan,
+        wanted: list[Wanted],
+        labels: Tensor | None,
+        methods: list[Method],
+        eigen: bool,
+        aug: bool,
+    ) -> _Piece:
+        piece = self._explain(images, plan, wanted, labels, methods, eigen)
+        if not aug:
+            return piece
+        total = {name: maps / len(VIEWS) for name, maps in piece.maps.items()}
+        for scale, flip in VIEWS[1:]:
+            view = scale * (images.flip(3) if flip else images)
+            other = self._explain(view, plan, piece.wanted, None, methods, eigen)
+            for name, maps in other.maps.items():
+                total[name] += (maps.flip(-1) if flip else maps) / len(VIEWS)
+        missing = torch.full_like(piece.completeness, torch.nan)
+        return _Piece(total, piece.scores, missing, piece.logits, piece.wanted)
+
+    def _explain(
+        self, images: Tensor, plan: Plan, wanted: list[Wanted], labels: Tensor | None, methods: list[Method], eigen: bool
+    ) -> _Piece:
+        """Return the maps of one batch; no `wanted` at all stands for the embedding."""
+        images = images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+        kinds = {kind_of(method) for method in methods}
+        self._network.bf16 = bool(self._bf16)
+        with _plain_arithmetic(images.device):
+            needs_gradient = "factor" in kinds
+            passed = self._network.run(images, plan, graph=needs_gradient and not plan.linear)
+            if plan.linear and not passed.pools(plan):  # it did for one image, and doesn't for these
+                plan = self._plans[images.shape[1:], images.device] = replace(plan, linear=False)
+                passed = self._network.run(images, plan, graph=needs_gradient)
+            batch = Batch(self._network, images, plan, passed, wanted, labels, self._batch_size)
+            by_target: list[dict[str, Tensor]] = [{} for _ in methods]
+            for kind in kinds:
+                chosen = [t for t, method in enumerate(methods) if kind_of(method) == kind]
+                for t, maps in zip(chosen, batch.maps(kind, chosen, [methods[t] for t in chosen], eigen), strict=True):
+                    by_target[t] = maps
+            maps = {name: torch.stack([m[name] for m in by_target], 1) for name in by_target[0]}
+            scores = batch.scores()
+            completeness = batch.completeness(methods, maps, scores, eigen)
+        for name, tensor in maps.items():
+            _check_maps(name, tensor, self._network.first)
+        return _Piece(maps, scores, completeness, batch.logits, batch.wanted)
 
 
 @contextmanager
-def _float32_without_graph(device: torch.device) -> Iterator[None]:
+def _plain_arithmetic(device: torch.device) -> Iterator[None]:
     """Undo what the caller may have switched on (`inference_mode`, `autocast`), and build no graph unless told to."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
-def _cut_forward(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the model with its graph cut at `layer`: return the layer's output, as a leaf, and the logits."""
-    leaves: list[Tensor] = []
+def _is_embedding(targets: object) -> bool:
+    return isinstance(targets, str) and targets == "embedding"
 
-    def cut(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # from here on: the trunk below the layer needs no graph
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # the next module may work in place: no leaf allows that
 
-    with model.get_submodule(layer).register_forward_hook(cut):
-        logits = model(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise RecipeError("heatmaps need a model that returns logits (N, classes): wrap it in a module that does")
-    if not logits.requires_grad:
-        raise RecipeError(f"no gradient reaches layer '{layer}': use a later one, or 'auto'")
-    broken = ~(leaves[-1].isfinite().flatten(1).all(1) & logits.isfinite().all(1))
+def _methods(method: Method | Sequence[Method], n: int) -> list[Method]:
+    """Return a checked method for each of `n` targets."""
+    one = isinstance(method, str) or hasattr(method, "attribute")
+    methods: list[Any] = [method] * n if one else list(method)  # type: ignore[arg-type]
+    if len(methods) != n:
+        raise RecipeError(f"give one method for all targets, or one a target: there are {len(methods)} methods and {n} targets")
+    for name in methods:
+        if not hasattr(name, "attribute") and name not in METHODS:
+            raise RecipeError(f"unknown method '{name}': {nearest(str(name), METHODS)}")
+    if "fullgrad" in methods and len(set(map(_name, methods))) > 1:
+        raise RecipeError("fullgrad's maps have the image's resolution: make them in a call of their own")
+    return methods
+
+
+def _name(method: Method) -> str:
+    return method if isinstance(method, str) else str(method)
+
+
+def _labels(labels: Any, n: int) -> Tensor | None:
+    if labels is None:
+        return None
+    true = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    if true.shape != (n,) or true.is_floating_point() or true.dtype == torch.bool:
+        raise RecipeError(f"labels are whole numbers (N,) for N = {n} images, not {true.dtype} of shape {tuple(true.shape)}")
+    return true.long()
+
+
+def _check_maps(name: str, maps: Tensor, first: int) -> None:
+    broken = ~maps.isfinite().flatten(1).all(1)
     if broken.any():
-        first = int(broken.nonzero()[0])
-        raise DataError(f"image {first} of the batch gives values that aren't finite: check its pixels and the weights")
-    return leaves[-1], logits
+        image = first + int(broken.nonzero()[0])
+        raise DataError(f"the map of image {image} of the batch at '{name}' isn't finite: use another method, such as gradcam")
 
 
-def _classes(targets: Targets, logits: Tensor) -> Tensor:
-    """Return `targets` as checked class indices, (N,) or (N, T) int64."""
-    if isinstance(targets, str):
-        if targets != "predicted":
-            raise RecipeError(f"unknown targets '{targets}': use 'predicted', or class indices (N,) or (N, T)")
-        return logits.detach().argmax(1)
-    classes = targets if isinstance(targets, Tensor) else torch.tensor(targets)
-    fits = classes.ndim in (1, 2) and len(classes) == len(logits) and 0 not in classes.shape[1:]
-    if classes.is_floating_point() or not fits:
-        found = f"{classes.dtype} of shape {tuple(classes.shape)}"
-        raise RecipeError(f"targets are whole numbers (N,) or (N, T) for N = {len(logits)} images, not {found}")
-    wrong = classes[(classes < 0) | (classes >= logits.shape[1])]
-    if len(wrong):
-        raise RecipeError(f"there is no class {int(wrong[0])}: targets go from 0 to {logits.shape[1] - 1}")
-    return classes.to(logits.device, torch.int64)
+def _finished(piece: _Piece, several: bool) -> dict[str, Any]:
+    """Bring a batch's maps to NumPy, with a dimension for the targets only if several were asked for."""
+
+    def out(tensor: Tensor) -> NDArray[Any]:
+        array: NDArray[Any] = (tensor if several else tensor[:, 0]).cpu().numpy()
+        return array
+
+    n = len(piece.logits)
+    classes = [target.classes(piece.logits) for target in piece.wanted] or [torch.full((n,), -1)]
+    return {
+        "maps": {name: out(maps) for name, maps in piece.maps.items()},
+        "targets": out(torch.stack(classes, 1)),
+        "scores": out(piece.scores),
+        "completeness": out(piece.completeness),
+        "logits": piece.logits.cpu().numpy(),
+    }
 
 
-def _principal(weighted: Tensor) -> Tensor:
-    """First principal component over the cells of (N, K, h, w), with the sign of the sum over channels: (N, h, w)."""
-    cells = weighted.flatten(2).transpose(1, 2)
-    u, s, _ = torch.linalg.svd(cells - cells.mean(1, keepdim=True), full_matrices=False)
-    component = u[..., 0] * s[..., :1]
-    agreement = (component * cells.sum(2)).sum(1, keepdim=True)  # the component's mean is zero: a covariance
-    return torch.where(agreement < 0, -component, component).reshape(len(weighted), *weighted.shape[2:])
+def _joined(pieces: list[dict[str, Any]], layer: str, method: str, fuse: str) -> Maps:
+    parts = {name: np.concatenate([piece["maps"][name] for piece in pieces]) for name in pieces[0]["maps"]}
+    rest: dict[str, Any] = {
+        key: np.concatenate([piece[key] for piece in pieces]) for key in ("targets", "scores", "completeness", "logits")
+    }
+    if len(parts) == 1:
+        return Maps(next(iter(parts.values())), layer=layer, method=method, **rest)
+    return Maps(_fused(list(parts.values()), fuse), layer=layer, method=method, by_layer=parts, **rest)
 
 
-def _choose_layer(model: nn.Module, wanted: str, example: Tensor) -> str:
-    """Return the layer to explain for images like `example` (1, C, H, W)."""
-    outputs = _outputs(model, example)
-    stages = _stages(outputs)
-    advice = "use " + " or ".join(f"'{name}' ({cells})" for name, cells in stages.items())
-    pixels = "×".join(map(str, example.shape[2:]))
-    if wanted == "auto":
-        if not stages:
-            raise RecipeError(f"no layer has more than 4×4 cells on {pixels} images: name one, or use larger images")
-        return next(iter(stages))
-    output = outputs.get(wanted)
-    if output is None or output.ndim != 4 or output.shape[2:].numel() < 2:
-        shape = "no tensor" if output is None else str(tuple(output.shape[1:]))
-        reason = f"layer '{wanted}' has no spatial extent on {pixels} images (it returns {shape})"
-        raise RecipeError(f"{reason}: {advice if stages else 'use larger images'}")
-    return wanted
-
-
-def _outputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """Return each module's last output, in the order of execution; modules that return no tensor are left out."""
-    outputs: dict[str, Tensor] = {}
-
-    def record(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            outputs.pop(name, None)  # a module that runs again belongs at the end
-            if isinstance(output, Tensor):
-                outputs[name] = output
-
-        return hook
-
-    handles = [module.register_forward_hook(record(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
-
-
-def _stages(outputs: dict[str, Tensor]) -> dict[str, str]:
-    """Return for each resolution above 4×4 cells its last layer, and the cells in words, the last resolution first."""
-    stages: dict[str, str] = {}
-    for output in reversed(outputs.values()):
-        cells = "×".join(map(str, output.shape[2:]))
-        if output.ndim == 4 and output.shape[2:].numel() > MIN_CELLS and cells not in stages.values():
-            same = [name for name, other in reversed(outputs.items()) if other is output]
-            stages[min(same, key=lambda name: name.count("."))] = cells
-    return stages
+def _fused(parts: list[NDArray[np.float32]], fuse: str) -> NDArray[np.float32]:
+    """Bring several layers' maps (…, h, w) to one scale and the finest grid, and return their mean or maximum."""
+    grid = max((part.shape[-2:] for part in parts), key=lambda shape: shape[0] * shape[1])
+    scaled = []
+    for part in parts:
+        peak = np.abs(part).max((-2, -1), keepdims=True)
+        scaled.append(upsample((part / np.where(peak > 0, peak, 1)).astype(np.float32), grid))
+    stacked = np.stack(scaled)
+    fused: NDArray[np.float32] = stacked.mean(0) if fuse == "mean" else stacked.max(0)
+    return fused
