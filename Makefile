@@ -26,8 +26,10 @@ format: $(VENV)/.installed-dev  ## put the code in its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev  ## training throughput against the plain stack
+bench: $(VENV)/.installed-dev  ## speed of training and of heatmaps against others, trust on generated data: half an hour
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/heatmaps.py
+	$(BIN)/python benchmarks/trust.py
 
 clean:  ## remove the virtual environment and the runs
 	rm -rf $(VENV) runs

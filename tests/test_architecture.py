@@ -40,6 +40,19 @@ BY_NAME = {("runs", "models"), ("runs", "datasets"), ("datasets", "planted")}
 
 # A module that outgrew its room: the files of its folder, in their order; `__init__` is the last.
 FOLDERS = {
+    "augment": (
+        "base",
+        "geometry",
+        "erasing",
+        "colour",
+        "quality",
+        "trivial",
+        "mixing",
+        "persample",
+        "policy",
+        "exchange",
+        "__init__",
+    ),
     "heatmaps": (
         "drawing",
         "layers",
@@ -52,7 +65,7 @@ FOLDERS = {
         "engine",
         "sweep",
         "__init__",
-    )
+    ),
 }
 
 

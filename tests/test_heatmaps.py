@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from sightline.exceptions import DataError, RecipeError, SightlineError
-from sightline.heatmaps import Heatmaps, Maps, overlay
+from sightline.heatmaps import Heatmaps, Maps, Margin, overlay
+from sightline.heatmaps.drawing import diverging
 from sightline.models import BasicBlock, ResNet, SmallNet
 
 CLASSES = 5
@@ -380,6 +383,30 @@ def test_model_without_logits_is_refused() -> None:
 
 
 # --- drawing ---
+
+
+def test_a_margin_is_drawn_by_diverging_and_a_class_by_overlay(model: nn.Module) -> None:
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    maps = explain(model, random_images(), ("predicted", Margin(1, 3)))
+    drawn = maps.overlay(images_NHWC, 0.5)
+    np.testing.assert_array_equal(drawn[:, 0], overlay(maps.raw[:, 0], images_NHWC, 0.5))
+    np.testing.assert_array_equal(drawn[:, 1], diverging(maps.raw[:, 1], images_NHWC))
+    margin = explain(model, random_images(), Margin(1, 3), method="hirescam")
+    np.testing.assert_array_equal(margin.overlay(images_NHWC), diverging(margin.raw, images_NHWC))
+
+
+def test_a_notebook_shows_the_image_and_its_maps(model: nn.Module) -> None:
+    """Eight rows at most; each picture enlarged five times, 8 pixels apart, as `sheet` lays them out."""
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    maps = explain(model, random_images(9), ("predicted", Margin(1, 3)))
+    shown = np.asarray(Image.open(io.BytesIO(maps.picture(images_NHWC))))
+    for column, expected in enumerate((images_NHWC[0], *maps.overlay(images_NHWC)[0])):
+        left = 8 + column * 168
+        np.testing.assert_array_equal(shown[8:168, left : left + 160], expected.repeat(5, 0).repeat(5, 1))
+    alone = np.asarray(Image.open(io.BytesIO(maps._repr_png_())))
+    assert alone.shape == (shown.shape[0], shown.shape[1] - 168, 3)
+    grey = diverging(maps.raw[:1], np.full((1, 160, 160, 3), 128, np.uint8))[0]
+    np.testing.assert_array_equal(alone[8:168, 8:168], grey[0])
 
 
 def test_overlay_of_maps_is_that_of_their_raw_values(model: nn.Module) -> None:

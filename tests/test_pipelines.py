@@ -75,6 +75,12 @@ def test_a_dropout_of_version_1_is_put_in_the_words_of_2() -> None:
     )[0] | {"hole_height_range": [8, 8], "hole_width_range": [4, 9]}
 
 
+def test_a_turn_of_version_1_reflects_where_it_does_not_say() -> None:
+    (old,) = pipelines.read(saved(item("Rotate", limit=[-5, 5]), version="1.3.1"))
+    (new,) = pipelines.read(saved(item("Rotate", limit=[-5, 5])))
+    assert (old["border_mode"], new["border_mode"]) == (pipelines.BORDER_REFLECT_101, pipelines.BORDER_CONSTANT)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [

@@ -285,6 +285,13 @@ def test_files_are_explained_as_a_folder_s_images_are(run: Run, photos: Path, tm
     assert {path.name for path in out.iterdir()} == {"heatmaps.npz", "sheet.png", *(row.picture.name for row in found.rows)}
 
 
+def test_files_never_replace_the_heatmaps_of_a_run_s_mistakes(blobs: Dataset, run: Run, photos: Path) -> None:
+    before = explain(run, blobs).read_bytes()
+    with pytest.raises(RecipeError, match="is a run's folder and has heatmaps of its own: choose another"):
+        explain_files(run, [photos], run.folder)
+    assert (run.folder / "heatmaps.npz").read_bytes() == before
+
+
 def test_the_overlay_lies_on_what_the_model_sees_and_the_rest_is_pale(run: Run, tmp_path: Path) -> None:
     """A wide image: the centre square is the model's; its overlay is that of the original pixels there."""
     image = np.random.default_rng(0).integers(0, 256, (40, 100, 3), dtype=np.uint8)

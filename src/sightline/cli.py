@@ -279,7 +279,9 @@ def explain(
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: the faster, if it says the same")] = "fp32",
     trust: Annotated[int, typer.Option(min=0, help="mistakes, the highest losses first, whose heatmaps are put to the test")] = 0,
     sheet: Annotated[bool, typer.Option("--sheet", help="one image under all methods, side by side: OUT/methods.png")] = False,
-    out_folder: Annotated[Path, typer.Option("-o", "--out", help="where the pictures of image files go")] = Path("explained"),
+    out_folder: Annotated[
+        Path | None, typer.Option("-o", "--out", help="where the pictures of image files go; a new folder explained if not given")
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -296,6 +298,7 @@ def explain(
         return
     if trust:
         raise RecipeError("--trust is for a run's mistakes: leave it out, or leave out the image files")
+    out_folder = out_folder or _new_folder(Path("explained"), taken="")
     if sheet:
         _explain_by_all_methods(run, images, {**how, **({"targets": target} if target else {})}, out_folder, as_json)
         return
@@ -326,7 +329,7 @@ def report(
         if loaded is not None and not (folder / "heatmaps.npz").exists():
             try:
                 explain(run, loaded, progress=lambda done, total: bars.step("heatmaps", done, total))
-            except RecipeError as error:  # a model without places to look at
+            except (RecipeError, DataError) as error:  # a model without places to look at, or that isn't finite
                 no_heatmaps = str(error)
         bars.step("report", 0, None)
         page = reporting.report(run, loaded, n=n, weight=weight, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
@@ -517,10 +520,10 @@ def _stopped(folder: Path) -> NoReturn:
     raise typer.Exit(130)
 
 
-def _new_folder(wanted: Path) -> Path:
-    """`wanted`, or the first of wanted-2, wanted-3, … that isn't a finished run."""
+def _new_folder(wanted: Path, taken: str = "run.json") -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, … that holds no file `taken`: a finished run, or "" for any folder."""
     folder, i = wanted, 1
-    while (folder / "run.json").exists():
+    while (folder / taken).exists():
         i += 1
         folder = wanted.with_name(f"{wanted.name}-{i}")
     return folder

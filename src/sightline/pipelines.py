@@ -17,7 +17,7 @@ from typing import Any
 
 from .exceptions import RecipeError, nearest
 
-BORDER_CONSTANT, BORDER_REFLECT_101 = 0, 4  # OpenCV's numbers, which saved pipelines hold
+BORDER_CONSTANT, BORDER_REFLECT_101, INTER_LINEAR = 0, 4, 1  # OpenCV's numbers, which saved pipelines hold
 
 
 def albumentations() -> Any:
@@ -207,7 +207,7 @@ def _renamed(name: str, arguments: dict[str, Any], known: set[str]) -> dict[str,
     arguments = dict(arguments)
     if arguments.pop("always_apply", False):
         arguments["p"] = 1.0
-    if name == "PadIfNeeded":
+    if name in ("PadIfNeeded", "Rotate", "SafeRotate", "ShiftScaleRotate"):
         arguments.setdefault("border_mode", BORDER_REFLECT_101)  # the default then; a constant since 2.0
     for before, after in (
         ("value", "fill"),

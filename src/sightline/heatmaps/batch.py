@@ -83,7 +83,7 @@ class Batch:
             if self.plan.linear and method in COMPLETE and self._is_linear_target(t):
                 result[:, t] = self._sum_rule(t, raw[:, t].mean((1, 2)) if method == "cam" else total, scores[:, t])
             elif method in ADDITIVE or method == "fullgrad":
-                result[:, t] = (scores[:, t] - total).abs() / scores[:, t].abs()
+                result[:, t] = (scores[:, t] - total).abs() / scores[:, t].abs().clamp(min=torch.finfo(torch.float32).tiny)
         return result
 
     def _logits(self) -> Tensor:
@@ -119,13 +119,16 @@ class Batch:
     def _by_factor(self, chosen: list[int], methods: list[Method], eigen: bool) -> Iterator[dict[str, Tensor]]:
         """Yield maps of the methods that need activations and gradients only."""
         smooth = "smoothgradcam++" in methods
-        noisy = self._noisy_gradients(chosen) if smooth else {}
+        # Before a pool and a linear layer, noise changes no class's gradient.
+        constant = self.plan.linear and self.wanted and all(self._is_linear_target(t) for t in chosen)
+        noisy = self._noisy_gradients(chosen) if smooth and not constant else {}
         gradients = self._gradients(chosen, methods)
         for t, method, gradient in zip(chosen, methods, gradients, strict=True):
             maps = {}
             for name, g in gradient.items():
                 A = self._cells(name)
-                factor = plus_plus(A, *noisy[t][name]) if method == "smoothgradcam++" else FACTORS[str(method)](A, g)
+                smoothed = method == "smoothgradcam++" and bool(noisy)
+                factor = plus_plus(A, *noisy[t][name]) if smoothed else FACTORS[str(method)](A, g)
                 plain = weighted(A, factor)
                 principal_too = eigen or method == "eigengradcam"
                 maps[name] = principal(factor * A, plain, centred=True) if principal_too else plain
@@ -232,7 +235,7 @@ class Batch:
             raise RecipeError("CAM needs a global average pool and one linear layer after the layer: use gradcam here")
         (name,) = self.plan.layers
         A = self._cells(name)
-        slopes = [self._closed_form(self._cotangent(t, "cam"))[name] * A[0, 0].numel() for t in chosen]
+        slopes = [self._closed_form(self._cotangent(t, "cam"))[name] * A.shape[2:].numel() for t in chosen]
         return [{name: weighted(A, slope)} for slope in slopes]
 
     def _scores_of(self, chosen: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -292,14 +295,14 @@ class Batch:
 
     def _sum_rule(self, t: int, total: Tensor, scores: Tensor) -> Tensor:
         """Return how far total + bias is from the score, relative to the sum of the absolute terms."""
-        head, embedding = self.plan.head, self._embedding()
+        head, (name,) = self.plan.head, self.plan.layers
         assert head is not None
         cotangent = self._cotangent(t, "cam")
         slope = cotangent @ head.weight.detach().float() if self.wanted else cotangent
         bias = torch.zeros_like(total)
         if self.wanted and head.bias is not None:
             bias = (cotangent * head.bias.detach().float()).sum(1)
-        size = (slope * embedding).abs().sum(1) + bias.abs()
+        size = (slope.abs() * self._cells(name).abs().mean((2, 3))).sum(1) + bias.abs()
         error = (scores - bias - total).abs() / size.clamp(min=torch.finfo(torch.float32).tiny)
         if len(error) and float(error.max()) > TOLERANCE:
             raise DataError(f"a map misses its score by {float(error.max()):.1e} of its terms: turn off reduced precision (TF32)")
@@ -310,7 +313,7 @@ def kind_of(method: Method) -> str:
     """Return which kind of computation a method needs: "factor" of activations and gradients, "attribution", or its own name."""
     if not isinstance(method, str):
         return "attribution"
-    return "factor" if method in FACTORS or method == "smoothgradcam++" else method
+    return "factor" if method in FACTORS else method
 
 
 def _place(columns: list[Tensor], classes: Any) -> int:

@@ -73,16 +73,20 @@ def diverging(raw: NDArray[np.float32], images_NHWC: NDArray[np.uint8], weight: 
 
 
 def pictures(
-    raw: NDArray[np.float32], images_NHWC: NDArray[np.uint8], signed: Sequence[bool], weight: float = 0.725
+    raw: NDArray[np.float32],
+    images_NHWC: NDArray[np.uint8],
+    signed: Sequence[bool],
+    weight: float = 0.725,
+    colormap: str = "inferno",
 ) -> NDArray[np.uint8]:
     """Draw raw (N, T, h, w) over images (N, H, W, 3) uint8, map t by `diverging` if signed[t], else by `overlay`.
 
-    The maps of each kind share one scale an image; `weight` is the image's in `overlay`. Returns (N, T, H, W, 3) uint8.
+    The maps of each kind share one scale an image; `weight` and `colormap` are those of `overlay`. Returns (N, T, H, W, 3) uint8.
     """
     drawn = np.empty((*raw.shape[:2], *images_NHWC.shape[1:]), np.uint8)
     kind = np.array(signed, bool)
     if not kind.all():
-        drawn[:, ~kind] = overlay(raw[:, ~kind], images_NHWC, weight)
+        drawn[:, ~kind] = overlay(raw[:, ~kind], images_NHWC, weight, colormap)
     if kind.any():
         drawn[:, kind] = diverging(raw[:, kind], images_NHWC)
     return drawn

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from ..exceptions import DataError, RecipeError, SightlineError, nearest
 from .batch import Batch, Method, kind_of
-from .drawing import overlay, upsample
+from .drawing import pictures, sheet, upsample
 from .layers import check_name
 from .methods import METHODS
 from .network import Network, Output, Plan
 from .targets import Targets, Wanted, parse
 
+SHOWN, SIDE = 8, 160  # images in `Maps.picture`, and their side in pixels
 PRECISIONS = ("fp32", "bf16", "auto")
 VIEWS = tuple(product((1.0, 0.9, 1.1), (False, True)))  # of `aug_smooth`: a factor, and whether flipped; the plain one first
 
@@ -43,10 +44,10 @@ class Maps:
     """Heatmaps of N images for one target an image, or for T of them.
 
     raw: (N, h, w) or (N, T, h, w) float32, signed, at layer resolution.  targets: (N,) or (N, T) int64, the classes explained; −1
-    where a target isn't one class.  logits: (N, classes) float32, of the images as given.  layer: its name; of several, with "+".
-    scores: like `targets`, float32: the numbers explained.  completeness: like `scores`: how far the map is from summing to its
-    score, as a fraction; NaN where a method's maps sum to nothing in particular (see `Heatmaps.__call__`).  by_layer: each
-    layer's own raw maps, where several were fused.
+    where a target isn't one class.  logits: (N, classes) float32, of the images as given.  layer: its name; of several, with "+";
+    of FullGrad, "input".  scores: like `targets`, float32: the numbers explained.  completeness: like `scores`: how far the map
+    is from summing to its score, as a fraction; NaN where a method's maps sum to nothing in particular (see
+    `Heatmaps.__call__`).  by_layer: each layer's own raw maps, where several were fused.
     """
 
     raw: NDArray[np.float32]
@@ -59,8 +60,39 @@ class Maps:
     by_layer: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def overlay(self, images_NHWC: NDArray[np.uint8], weight: float = 0.725, colormap: str = "inferno") -> NDArray[np.uint8]:
-        """Blend the maps over their images: see `overlay`."""
-        return overlay(self.raw, images_NHWC, weight, colormap)
+        """Draw the maps over their images: (N, H, W, 3), or (N, T, H, W, 3) uint8.
+
+        A class's map is drawn by `overlay`, what is no one class, such as a margin, by `diverging`.
+        """
+        raw, targets = (self.raw, self.targets) if self.raw.ndim == 4 else (self.raw[:, None], self.targets[:, None])
+        signed = [bool((column < 0).all()) for column in targets.T]
+        drawn = pictures(raw, images_NHWC, signed, weight, colormap)
+        return drawn if self.raw.ndim == 4 else drawn[:, 0]
+
+    def picture(self, images_NHWC: NDArray[np.uint8] | None = None) -> bytes:
+        """Return a PNG: a row an image, at most eight, the image and its maps, each with its class and score.
+
+        Without images (N, H, W, 3) uint8, the maps alone, orange above zero and blue below.
+        """
+        n = min(len(self.raw), SHOWN)
+        raw = self.raw[:n].reshape(n, -1, *self.raw.shape[-2:])
+        targets, scores = self.targets[:n].reshape(n, -1), self.scores[:n].reshape(n, -1)
+        if images_NHWC is None:
+            grey = np.full((n, SIDE, SIDE, 3), 128, np.uint8)
+            rows = [list(maps) for maps in pictures(raw, grey, [True] * raw.shape[1])]
+        else:
+            drawn = replace(self, raw=raw, targets=targets).overlay(images_NHWC[:n])
+            rows = [[image, *maps] for image, maps in zip(images_NHWC, drawn, strict=False)]
+        words = [
+            [f"class {target}: {score:+.2f}" if target >= 0 else f"{score:+.2f}" for target, score in zip(*row, strict=True)]
+            for row in zip(targets, scores, strict=True)
+        ]
+        titles = [[*["image"] * (images_NHWC is not None), *row] for row in words]
+        return sheet(rows, titles, SIDE)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.picture()
 
 
 @dataclass
@@ -91,7 +123,9 @@ class Heatmaps:
     there bfloat16 predicts the same classes (at most one image or 0.5 % differ) and its maps correlate by 0.99 on average.
     batch_size: images that are worked on at once; more may be given.
 
-    A model inside `torch.compile`, DataParallel or DistributedDataParallel is explained as the plain module that it wraps.
+    Where a method runs what follows the layer again, what precedes it is skipped: hooks of your own see NaN there, and one model
+    is explained by one thread at a time. A model inside `torch.compile`, DataParallel or DistributedDataParallel is explained as
+    the plain module that it wraps.
 
     Inside `with` every module is in evaluation mode; afterwards each is in the mode that it was in. Hooks live during a
     call only. Parameters, their gradients, `requires_grad` and memory format are never touched.
@@ -194,12 +228,11 @@ class Heatmaps:
             plan = self._plan(batch)
             own = [target.rows(rows) for target in wanted]
             labels_here = None if true is None else true[rows].to(images.device)
-            if self._bf16 is None:
+            if self._bf16 is None and len(batch):
                 self._bf16 = self._bf16_is_better(batch, plan)
             piece = self._smooth(batch, plan, own, labels_here, methods, eigen_smooth, aug_smooth)
             pieces.append(_finished(piece, several))
-        name = "+".join(plan.layers)
-        return _joined(pieces, name, "+".join(dict.fromkeys(map(_name, methods))), fuse)
+        return _joined(pieces, "+".join(dict.fromkeys(map(_name, methods))), fuse)
 
     def stream(
         self,
@@ -226,6 +259,10 @@ class Heatmaps:
     def _check_call(self, images: Tensor, fuse: str) -> None:
         if not self._modes:
             raise SightlineError("heatmaps are computed inside `with Heatmaps(model) as h:` only: open it there")
+        if any(module.training for module in self._modes):  # batch norm would learn from the images that are explained
+            raise SightlineError(
+                "the model was put into training mode inside `with Heatmaps`: train outside of it, and open it again"
+            )
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
             found = f"{images.dtype} of shape {tuple(images.shape)}" if hasattr(images, "dtype") else f"a {type(images).__name__}"
             raise DataError(f"heatmaps need float images (N, C, H, W), not {found}: normalise as in training")
@@ -248,7 +285,13 @@ class Heatmaps:
         for bf16 in (False, True, False, True):
             self._bf16 = bf16
             start = time.perf_counter()
-            pieces.append(self._explain(images, plan, [Wanted(((1.0, "predicted"),))], None, ["gradcam"], False))
+            try:
+                pieces.append(self._explain(images, plan, [Wanted(((1.0, "predicted"),))], None, ["gradcam"], False))
+            except (RuntimeError, SightlineError):  # an operator without bfloat16, or values beyond its range
+                self._bf16 = None
+                if not bf16:
+                    raise
+                return False
             if images.is_cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
@@ -285,7 +328,9 @@ class Heatmaps:
         self, images: Tensor, plan: Plan, wanted: list[Wanted], labels: Tensor | None, methods: list[Method], eigen: bool
     ) -> _Piece:
         """Return the maps of one batch; no `wanted` at all stands for the embedding."""
-        images = images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+        if images.device.type == "cpu":
+            memory_format = torch.channels_last if plan.channels_last else torch.contiguous_format
+            images = images.contiguous(memory_format=memory_format)
         kinds = {kind_of(method) for method in methods}
         self._network.bf16 = bool(self._bf16)
         with _plain_arithmetic(images.device):
@@ -311,8 +356,13 @@ class Heatmaps:
 @contextmanager
 def _plain_arithmetic(device: torch.device) -> Iterator[None]:
     """Undo what the caller may have switched on (`inference_mode`, `autocast`), and build no graph unless told to."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 would break the sum rule
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
 
 
 def _is_embedding(targets: object) -> bool:
@@ -321,8 +371,8 @@ def _is_embedding(targets: object) -> bool:
 
 def _methods(method: Method | Sequence[Method], n: int) -> list[Method]:
     """Return a checked method for each of `n` targets."""
-    one = isinstance(method, str) or hasattr(method, "attribute")
-    methods: list[Any] = [method] * n if one else list(method)  # type: ignore[arg-type]
+    several = isinstance(method, Sequence) and not isinstance(method, str)
+    methods: list[Any] = list(method) if several else [method] * n  # type: ignore[arg-type]
     if len(methods) != n:
         raise RecipeError(f"give one method for all targets, or one a target: there are {len(methods)} methods and {n} targets")
     for name in methods:
@@ -371,8 +421,9 @@ def _finished(piece: _Piece, several: bool) -> dict[str, Any]:
     }
 
 
-def _joined(pieces: list[dict[str, Any]], layer: str, method: str, fuse: str) -> Maps:
+def _joined(pieces: list[dict[str, Any]], method: str, fuse: str) -> Maps:
     parts = {name: np.concatenate([piece["maps"][name] for piece in pieces]) for name in pieces[0]["maps"]}
+    layer = "+".join(parts)
     rest: dict[str, Any] = {
         key: np.concatenate([piece[key] for piece in pieces]) for key in ("targets", "scores", "completeness", "logits")
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,9 @@ def fullgrad(
         terms = [leaf.detach() * _filled(gradients[0], leaf)]
         for (bias, along, output), gradient in zip(seen, gradients[1:], strict=True):
             terms.append((bias * _filled(gradient, output).movedim(along, -1)).movedim(-1, 1))
-        maps.append(torch.stack([_psi(term, images.shape[2:]) for term in terms if _has_places(term, len(images))]).sum(0))
-        sums.append(torch.stack([term.float().reshape(len(images), -1).sum(1) for term in terms]).sum(0))
+        # One layer after the other: at the image's resolution, all of them at once would be gigabytes.
+        maps.append(reduce(torch.add, (_psi(term, images.shape[2:]) for term in terms if _has_places(term, len(images)))))
+        sums.append(reduce(torch.add, (_total(term, len(images)) for term in terms)))
     return torch.stack(maps, 1), torch.stack(sums, 1), logits.detach().float()
 
 
@@ -70,6 +72,11 @@ def _has_places(term: Tensor, n: int) -> bool:
     return term.ndim == 4 and len(term) == n
 
 
+def _total(term: Tensor, n: int) -> Tensor:
+    """Return the sum for each of `n` images; a term may have several rows an image, such as one a window."""
+    return term.float().reshape(n, term.numel() // max(n, 1)).sum(1)
+
+
 def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
@@ -78,4 +85,4 @@ def _psi(term: Tensor, size: torch.Size) -> Tensor:
     size_ = term.detach().abs().float()
     low, high = size_.amin((1, 2, 3), keepdim=True), size_.amax((1, 2, 3), keepdim=True)
     stretched = (size_ - low) / torch.where(high > low, high - low, 1)
-    return F.interpolate(stretched, size, mode="bilinear").sum(1)
+    return F.interpolate(stretched.sum(1, keepdim=True), size, mode="bilinear")[:, 0]  # linear, so that the sum may come first

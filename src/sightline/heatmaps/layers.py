@@ -60,12 +60,12 @@ class Form:
 class Trace:
     """What one pass of one image saw: each module's last output (its first tensor), when it ran, and how often.
 
-    `outputs` is in the order of execution. `whole` holds the outputs as they were returned, which may be tuples.
+    `outputs` is in the order of execution. `plain` are the modules that return a tensor itself, not in a tuple or the like.
     """
 
     example: tuple[int, ...]  # (C, H, W)
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    whole: dict[str, Any] = field(default_factory=dict)
+    plain: set[str] = field(default_factory=set)
     entered: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
@@ -95,15 +95,18 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
             if "norm" in type(module).__name__.lower():
                 seen.norms.add(name)
             if tensor is not None:
-                seen.outputs[name], seen.whole[name] = tensor, output
+                seen.outputs[name] = tensor
+            if tensor is output:
+                seen.plain.add(name)
 
         return hook
 
     handles = []
-    for name, module in model.named_modules():
-        if name:
-            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave(name))]
     try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(enter(name)))
+                handles.append(module.register_forward_hook(leave(name)))
         with torch.enable_grad():
             seen.result = model(example.detach().requires_grad_())
     finally:
@@ -154,6 +157,8 @@ def choose(seen: Trace, wanted: str, score: Tensor, reshape: Callable[[Tensor], 
         best = next(_usable(seen, reshape, score), None)
         if best is not None:
             return best
+        if not score.requires_grad:
+            raise RecipeError("no gradient leads back from the logits: take `torch.no_grad` out of the model's forward")
         raise RecipeError(f"no layer has more than 4×4 cells on {_pixels(seen)} images: name one, or use larger images")
     if wanted not in seen.runs:
         raise RecipeError(f"layer '{wanted}' is not reached by the forward pass: {_advice(seen, reshape, score)}")
@@ -171,7 +176,7 @@ def choose(seen: Trace, wanted: str, score: Tensor, reshape: Callable[[Tensor], 
 def form_of(seen: Trace, name: str, reshape: Callable[[Tensor], Tensor] | None = None) -> Form | None:
     """Return how the output of layer `name` is read as cells, or None where it has no places."""
     output = seen.outputs.get(name)
-    if output is None or not output.is_floating_point() or len(output) != 1:  # such as one row a window
+    if output is None or not output.is_floating_point() or output.shape[:1] != (1,):  # such as one row a window
         return None
     if reshape is not None:
         return _told(output, reshape)

@@ -50,7 +50,7 @@ def plus_plus(A: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor
     """The factor of (Smooth) Grad-CAM++ from the score's (mean) derivatives."""
     below = 2 * second + A.sum((2, 3), keepdim=True) * third
     alpha = torch.where(second > 0, second / torch.where(second > 0, below, 1), 0)
-    repeats = A[0, 0].numel() / alpha[0, 0].numel() if len(A) else 1  # a gradient that is the same in all cells is given once
+    repeats = A.shape[2:].numel() / alpha.shape[2:].numel()  # a gradient that is the same in all cells is given once
     factor: Tensor = (alpha * first.relu()).sum((2, 3), keepdim=True) * repeats
     return factor
 
@@ -74,6 +74,7 @@ def layercam(A: Tensor, g: Tensor) -> Tensor:
 FACTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
+    "smoothgradcam++": gradcam_plus_plus,  # of the derivatives' means; the same where noise doesn't change them
     "xgradcam": xgradcam,
     "hirescam": hirescam,
     "layercam": layercam,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,12 +27,14 @@ class Plan:
     """What is known of the model for images of one size.
 
     layers: each layer's name → its form.  head: the linear layer that makes the logits out of the embedding, or None.
-    linear: whether only a global average pool lies between the (single) layer and the head.
+    linear: whether only a global average pool lies between the (single) layer and the head.  channels_last: whether images go in
+    that memory format, the faster one on a CPU.
     """
 
     layers: Mapping[str, Form]
     head: nn.Linear | None
     linear: bool
+    channels_last: bool
     seen: Trace
 
 
@@ -50,9 +52,8 @@ class Pass:
         cells, embedding = form.cells(self.leaves[name]).detach(), self.embedding
         if embedding is None or embedding.shape != cells.shape[:2]:
             return False
-        rounding = 1e-4 if embedding.dtype == torch.float32 else 2e-2
         error = (embedding.detach().float() - cells.float().mean((2, 3))).abs()
-        return bool((error <= rounding * cells.float().abs().mean((2, 3)) + torch.finfo(torch.float32).tiny).all())
+        return bool((error <= _rounding(embedding) * cells.float().abs().mean((2, 3)) + torch.finfo(torch.float32).tiny).all())
 
 
 class Network:
@@ -74,16 +75,16 @@ class Network:
                 check_name(self.model, name)
         try:
             seen = trace(self.model, example)
-        except RuntimeError as error:
-            shape, reason = "×".join(map(str, example.shape[1:])), str(error).splitlines()[0]
+        except (RuntimeError, ValueError, AssertionError) as error:  # by torch, or by a check of the model's own
+            shape, reason = "×".join(map(str, example.shape[1:])), (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"the model doesn't take {shape} images ({reason}): give what it was trained on") from error
         logits = select(seen.result, self._output)
         with torch.enable_grad():
-            score = logits @ torch.linspace(1, 2, logits.shape[1], device=logits.device)  # not a plain sum: that could vanish
+            score = logits @ _ramp(logits)  # not a plain sum: that could vanish
         layers = dict(choose(seen, name, score, reshape) for name in wanted)
         head = self._head(seen, logits)
         linear = head is not None and len(layers) == 1 and self._is_linear(seen, *next(iter(layers.items())), head, logits)
-        return Plan(layers, head, linear, _without_graph(seen))
+        return Plan(layers, head, linear, self._takes_channels_last(example), _without_values(seen))
 
     def run(self, images: Tensor, plan: Plan, *, graph: bool) -> Pass:
         """Run the model; with `graph`, from the first of the plan's layers on, whose output is then a leaf of the graph.
@@ -105,7 +106,7 @@ class Network:
 
             return hook
 
-        with ExitStack() as stack:
+        with torch.no_grad(), ExitStack() as stack:  # `no_grad` also ends what `cut` switches on
             for name in plan.layers:
                 stack.enter_context(self.model.get_submodule(name).register_forward_hook(cut(name)))
             if plan.head is not None:
@@ -134,6 +135,16 @@ class Network:
         with self._skipped(plan.seen, layer, output):
             return self._call(_nothing(output, (len(output), *plan.seen.example)))
 
+    def _takes_channels_last(self, example: Tensor) -> bool:
+        """Whether the model runs on a CPU with channels-last images: `x.view(len(x), -1)`, for one, does not."""
+        if example.device.type != "cpu":
+            return False
+        try:
+            self._call(example.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        return True
+
     def _call(self, images: Tensor) -> Tensor:
         """Run the model and return its logits. bfloat16 is for the model alone: what is made of its layers is float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
@@ -147,10 +158,11 @@ class Network:
         return self._isolated[key]
 
     def _try_to_skip(self, plan: Plan, layer: str, image: Tensor) -> bool:
-        if not isinstance(plan.seen.whole[layer], Tensor):  # what else it returns may depend on the image
+        if layer not in plan.seen.plain:  # what else it returns may depend on the image
             return False
-        known = self.run(image, Plan({layer: plan.layers[layer]}, None, False, plan.seen), graph=False)
+        known = self.run(image, replace(plan, layers={layer: plan.layers[layer]}, head=None), graph=False)
         try:
+            self._call(_nothing(image, image.shape))  # what a module keeps for a later one is NaN then, too
             with self._skipped(plan.seen, layer, known.leaves[layer]):
                 alone = self._call(_nothing(image, image.shape))
         except Exception:  # whatever a model says of placeholders: it reads them
@@ -165,13 +177,13 @@ class Network:
             substitutes[name] = _nothing(output, (len(output), *seen.outputs[name].shape[1:]))
         modules = {self.model.get_submodule(name): value for name, value in substitutes.items()}
         own = {module: module.__dict__["forward"] for module in modules if "forward" in module.__dict__}
-        for module, value in modules.items():
-            module.__dict__["forward"] = _returning(value)
         try:
+            for module, value in modules.items():
+                module.__dict__["forward"] = _returning(value)
             yield
         finally:
             for module in modules:
-                del module.__dict__["forward"]
+                module.__dict__.pop("forward", None)
             for module, forward in own.items():
                 module.__dict__["forward"] = forward
 
@@ -198,10 +210,12 @@ class Network:
         cells = form.cells(seen.outputs[name])
         if cells.shape[1] != head.in_features or form.prefix:
             return False
-        cotangent = torch.linspace(1, 2, logits.shape[1], device=logits.device)
+        cotangent = _ramp(logits)
         (gradient,) = torch.autograd.grad(logits, seen.outputs[name], cotangent[None], retain_graph=True)
         expected = (cotangent @ head.weight)[None, :, None, None] / cells[0, 0].numel()
-        return torch.allclose(form.cells(gradient), expected.expand_as(cells), rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+        rounding = _rounding(logits)
+        least = rounding / 100 * float(expected.abs().max())
+        return torch.allclose(form.cells(gradient), expected.expand_as(cells), rtol=rounding, atol=least)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -243,7 +257,8 @@ def select(result: Any, output: Output) -> Tensor:
 
 def _part(result: Any, output: str | int) -> Any:
     try:
-        return getattr(result, output) if isinstance(output, str) and hasattr(result, output) else result[output]
+        attribute = isinstance(output, str) and not isinstance(result, Mapping) and hasattr(result, output)
+        return getattr(result, str(output)) if attribute else result[output]
     except (KeyError, IndexError, TypeError, AttributeError):
         choices = " or ".join(map(repr, _parts(result))) or "nothing with two dimensions"
         raise RecipeError(f"the model's output has no {output!r}: it has {choices}") from None
@@ -266,7 +281,7 @@ def _trunk(seen: Trace, layer: str) -> list[str]:
     before = {
         name
         for name, output in seen.outputs.items()
-        if seen.left[name] < seen.entered[layer] and seen.runs[name] == 1 and output is seen.whole[name] and len(output) == 1
+        if seen.left[name] < seen.entered[layer] and seen.runs[name] == 1 and name in seen.plain and output.shape[:1] == (1,)
     }
     return [name for name in before if not any(name.startswith(f"{other}.") for other in before)]
 
@@ -280,12 +295,21 @@ def _returning(value: Any) -> Callable[..., Any]:
     return lambda *inputs, **options: value
 
 
-def _without_graph(seen: Trace) -> Trace:
-    """Let go of the graph: only the shapes of the outputs are needed later."""
-    seen.outputs = {name: output.detach() for name, output in seen.outputs.items()}
-    seen.whole = {name: with_first_tensor(value, seen.outputs[name]) for name, value in seen.whole.items()}
+def _without_values(seen: Trace) -> Trace:
+    """Let go of the graph and the activations: only the outputs' shapes are needed later, and there is a plan an image size."""
+    seen.outputs = {name: output.new_empty(()).expand(output.shape) for name, output in seen.outputs.items()}
     seen.result = None
     return seen
+
+
+def _ramp(logits: Tensor) -> Tensor:
+    """A different weight for each class."""
+    return torch.linspace(1, 2, logits.shape[1]).to(logits)
+
+
+def _rounding(tensor: Tensor) -> float:
+    """The relative error to expect of numbers that were made in a tensor's arithmetic."""
+    return 2e-2 if torch.finfo(tensor.dtype).bits == 16 else 1e-4
 
 
 def _check_finite(name: str, tensor: Tensor, first: int) -> None:

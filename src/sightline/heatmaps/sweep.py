@@ -163,8 +163,11 @@ def explain_files(
 
     Files that can't be read are left out and named in the result. The other arguments are those of `explain`.
 
-    Raises DataError where no file can be read, RecipeError for unknown classes, which names the nearest.
+    Raises DataError where no file can be read, RecipeError for unknown classes, which names the nearest, or if OUT is a run's
+    folder, whose heatmaps.npz is its mistakes'.
     """
+    if (out / "run.json").exists():
+        raise RecipeError(f"{out} is a run's folder and has heatmaps of its own: choose another for those of the files")
     found, wanted, signed = _image_files(paths), _targets(targets, run.classes), [_is_margin(word) for word in targets]
     parts, rows, unreadable = MapParts(out), list[Explained](), list[str]()
     gallery: list[list[NDArray[np.uint8]]] = []

@@ -89,15 +89,10 @@ def parse(targets: Targets, n: int, *, labels: bool) -> tuple[list[Wanted], bool
         return [_one(targets, n, labels)], False
     if isinstance(targets, Sequence) and any(isinstance(t, (str, Margin)) or callable(t) for t in targets):
         return [_one(target, n, labels) for target in targets], True
-    classes = _array(targets)
-    fits = classes.ndim in (1, 2) and len(classes) == n and 0 not in classes.shape[1:]
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or not fits:
-        found = f"{classes.dtype} of shape {tuple(classes.shape)}"
-        raise RecipeError(f"targets are whole numbers (N,) or (N, T) for N = {n} images, not {found}")
-    columns = classes.long().cpu()
-    if columns.ndim == 1:
-        return [Wanted(((1.0, columns),))], False
-    return [Wanted(((1.0, column),)) for column in columns.unbind(1)], True
+    classes = _indices(targets, n)
+    if classes.ndim == 1:
+        return [Wanted(((1.0, classes),))], False
+    return [Wanted(((1.0, column),)) for column in classes.unbind(1)], True
 
 
 def nearest_rivals(wanted: Wanted, logits: Tensor, n: int, weight: float) -> Wanted:
@@ -116,6 +111,8 @@ def nearest_rivals(wanted: Wanted, logits: Tensor, n: int, weight: float) -> Wan
 
 def _one(target: Any, n: int, labels: bool) -> Wanted:
     if isinstance(target, str):
+        if target == "embedding":
+            raise RecipeError("the embedding isn't made of logits: explain it on its own, targets='embedding' without a list")
         if target not in NAMES:
             raise RecipeError(
                 f"unknown target '{target}': {nearest(target, (*NAMES, 'embedding'))}; or give classes (N,) or (N, T)"
@@ -138,10 +135,20 @@ def _classes(classes: Any, n: int, labels: bool) -> Classes:
         return classes
     if isinstance(classes, (int, np.integer)) and not isinstance(classes, bool):
         return torch.full((n,), int(classes))
-    columns, single = parse(classes, n, labels=labels)
-    if single or len(columns) != 1:
+    indices = _indices(classes, n)
+    if indices.ndim != 1:
         raise RecipeError(f"one target is one class an image, (N,) for N = {n} images: give each target on its own")
-    return columns[0].terms[0][1]
+    return indices
+
+
+def _indices(targets: Any, n: int) -> Tensor:
+    """Return class indices (N,) or (N, T) as int64 on the CPU."""
+    classes = _array(targets)
+    fits = classes.ndim in (1, 2) and len(classes) == n and 0 not in classes.shape[1:]
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or not fits:
+        found = f"{classes.dtype} of shape {tuple(classes.shape)}"
+        raise RecipeError(f"targets are whole numbers (N,) or (N, T) for N = {n} images, not {found}")
+    return classes.long().cpu()
 
 
 def _array(targets: Any) -> Tensor:

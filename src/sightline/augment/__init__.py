@@ -1,0 +1,51 @@
+"""Augmentation policies: value objects that transform whole batches on the device.
+
+A transform is a frozen dataclass, called with a uint8 batch (N, C, H, W) and a `torch.Generator` on the CPU, from
+which it draws one set of parameters an image; it returns a new uint8 batch of the same shape on the batch's device.
+Random numbers are always drawn on the CPU, so that a policy does the same to the same images on every device. Its
+`apply` takes the parameters instead of drawing them: there a magnitude can be forced.
+
+A pipeline written for Albumentations comes in by `from_albumentations`: what Sightline knows runs on whole batches, the
+rest image by image through Albumentations itself (`PerSample`). `to_albumentations` is the way out.
+"""
+
+from .base import Transform, is_number, is_whole
+from .colour import ColorJitter, Grey
+from .erasing import CoarseDropout, RandomErasing
+from .exchange import from_albumentations, to_albumentations
+from .geometry import HorizontalFlip, RandomCrop, Rotate, Scale, Shift, VerticalFlip
+from .mixing import CutMix, MixUp
+from .persample import PerSample
+from .policy import augment, bind, from_dicts, rates, to_dicts
+from .quality import Blur, Jpeg, Noise
+from .trivial import TrivialAugmentWide
+
+__all__ = [
+    "Blur",
+    "CoarseDropout",
+    "ColorJitter",
+    "CutMix",
+    "Grey",
+    "HorizontalFlip",
+    "Jpeg",
+    "MixUp",
+    "Noise",
+    "PerSample",
+    "RandomCrop",
+    "RandomErasing",
+    "Rotate",
+    "Scale",
+    "Shift",
+    "Transform",
+    "TrivialAugmentWide",
+    "VerticalFlip",
+    "augment",
+    "bind",
+    "from_albumentations",
+    "from_dicts",
+    "is_number",
+    "is_whole",
+    "rates",
+    "to_albumentations",
+    "to_dicts",
+]
