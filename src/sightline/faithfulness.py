@@ -42,8 +42,9 @@ FILLS = ("blur", "patch", "road")
 BLUR = 0.25  # standard deviation of the blur, of each side: no object is left to be recognised
 ROAD_NOISE = 0.01  # standard deviation, in units of the normalised input, as in its authors' code
 FAR = 0.25  # shams are shifted by at least this much of a side, down or across: less would be nearly the map itself
-# Of the score's whole fall. From benchmarks/trust.py: at most one in twenty maps of each negative control gets past it (of a net
-# with random weights; of another image, where they miss this one's object; of a mark that the net has never seen).
+# Of the score's whole fall. From benchmarks/trust.py: at most one in twenty maps of each negative control is to get past it (of a
+# net with random weights; of another image, where they miss this one's object; of a mark that the net has never seen). That
+# asked for 0.07 with 10 images a control and for 0.04 with 60; above both, at most one in 60 passes (docs/heatmaps.md).
 SUPPORTED = 0.1
 
 
