@@ -36,12 +36,7 @@ from sightline.models import SmallNet
 SIZES = {"vit-wide": (24, 40), "swin-wide": (32, 64)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -46,12 +45,7 @@ LITERAL = (*FORMULAS, "scorecam", "ablationcam", "eigencam", "fullgrad")
 CASES = (("resnet", 15, "layer3"), ("smallnet", 0, "layer3"), ("vgg", 15, "features.4"), ("densenet", 0, "growth"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- the literal formulas are themselves right ---

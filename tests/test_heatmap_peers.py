@@ -7,7 +7,7 @@ torchcam 0.5.0 and captum 0.9.0. Where a library and a paper differ, a literal i
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,12 +50,7 @@ def captum() -> Any:
     return pytest.importorskip("captum.attr", reason="needs captum: pip install captum")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

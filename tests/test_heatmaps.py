@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -12,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from cams import assert_close
 from sightline.exceptions import DataError, RecipeError, SightlineError
 from sightline.heatmaps import Heatmaps, Maps, Margin, overlay
 from sightline.heatmaps.drawing import diverging
@@ -49,9 +48,6 @@ NETS = {
 LAYERS = {"resnet": ("layer2", "layer3", "layer4"), "smallnet": ("layer2", "layer3"), "vgg": ("0.3", "0.6", "0.7")}
 
 
-Array = NDArray[Any] | Tensor
-
-
 def random_images(n: int = 6) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -76,26 +72,12 @@ def model() -> nn.Module:
     return build("smallnet")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def explain(model: nn.Module, images: Tensor, targets: Any = "predicted", layer: str = "auto", **options: Any) -> Maps:
     with Heatmaps(model, layer) as h:
         return h(images, targets, **options)
-
-
-def assert_close(actual: Array, expected: Array) -> None:
-    """Equal to 1e-5 of the largest value expected."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape
-    peak = float(np.abs(expected).max())
-    assert peak > 0
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * peak)
 
 
 # --- values ---
