@@ -21,6 +21,7 @@ ORDER = (
     "datasets",
     "planted",
     "models",
+    "batches",
     "schedule",
     "runs",
     "precision",
@@ -51,6 +52,15 @@ FOLDERS = {
         "persample",
         "policy",
         "exchange",
+        "__init__",
+    ),
+    "training": (
+        "optimizers",
+        "memory",
+        "progress",
+        "learner",
+        "rate",
+        "loop",
         "__init__",
     ),
     "heatmaps": (

@@ -896,3 +896,211 @@ def test_the_short_side_is_resized_and_the_centre_cut_out(tmp_path: Path, shape:
     top, left = (height - size) // 2, (width - size) // 2
     expected = whole[:, top : top + size, left : left + size].transpose(1, 2, 0)
     np.testing.assert_allclose(loaded(saved(tmp_path / "x.png", rgb, "RGB"), size), expected, atol=1.5)
+
+
+# ---------------------------------------------------------------- more images than memory
+
+
+def on_disk(tmp_path: Path) -> set[str]:
+    """The endings of the names in the cache folder of decoded images."""
+    folder = tmp_path / "cache" / "sightline" / "images"
+    return {path.suffix for path in folder.iterdir()} if folder.exists() else set()
+
+
+def undecodable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every decoding from now on fail the test."""
+    monkeypatch.setattr(datasets, "read_image", lambda path, size: pytest.fail(f"{path} is decoded again"))
+
+
+def old_content_hash(data: datasets.Dataset) -> str:
+    """The hash as it was before it went in pieces."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.test):
+        digest.update(repr((split.images.shape, split.classes, split.ids)).encode())
+        digest.update(np.ascontiguousarray(split.images).data)
+        digest.update(np.ascontiguousarray(split.labels.astype("<i8")).data)
+    return digest.hexdigest()
+
+
+def test_the_content_hash_is_that_of_the_whole_arrays() -> None:
+    images = noise(300, 64, 100, 3).astype(np.uint8)  # more than one piece
+    for view in (images, images[::-1, :, ::2], np.asfortranarray(images[:7])):
+        split = datasets.Split(view, np.arange(len(view)), ("a", "b"), ("x",))
+        data = datasets.Dataset("noise", split, split)
+        assert data.content_hash == old_content_hash(data)
+
+
+@pytest.mark.parametrize("size", [None, 6])
+def test_streamed_images_are_the_same_data_set(tmp_path: Path, size: int | None) -> None:
+    root = train_test_folder(tmp_path / "data")
+    for name in ("train/Eel/0.png", "test/owl/bad.jpg"):
+        (root / name).write_bytes(b"bad")
+    expected = load(root, size=size, skip_bad=True)
+    assert not on_disk(tmp_path)
+    for data in (load(root, size=size, skip_bad=True, memory=0) for _ in range(2)):
+        for split, other in ((data.train, expected.train), (data.test, expected.test)):
+            assert isinstance(split.images, np.memmap) and not split.images.flags.writeable
+            np.testing.assert_array_equal(split.images, other.images)
+            assert split.labels.tolist() == other.labels.tolist() and split.ids == other.ids
+        assert data.content_hash == expected.content_hash == old_content_hash(expected)
+        assert data.normalisation == expected.normalisation
+        assert data.skipped == expected.skipped == ("train/Eel/0.png", "test/owl/bad.jpg")
+        assert data.options == expected.options == {"size": size, "skip_bad": True, "seed": 0}
+
+
+@pytest.mark.parametrize(("memory", "streamed"), [(1152, False), (1151, True)])
+def test_the_budget_is_for_train_and_test_together(tmp_path: Path, memory: int, streamed: bool) -> None:
+    data = load(train_test_folder(tmp_path), memory=memory)  # 6 images of 8×8 pixels
+    assert isinstance(data.train.images, np.memmap) == isinstance(data.test.images, np.memmap) == streamed
+
+
+def test_with_a_size_the_budget_is_for_the_resized_images(tmp_path: Path) -> None:
+    root = train_test_folder(tmp_path)
+    assert not isinstance(load(root, size=4, memory=6 * 4 * 4 * 3).train.images, np.memmap)
+    assert isinstance(load(root, size=16, memory=1152).train.images, np.memmap)
+
+
+def test_a_bad_first_file_does_not_decide_the_budget(tmp_path: Path) -> None:
+    root = train_test_folder(tmp_path)
+    (root / "train/Eel/0.png").write_bytes(b"bad")
+    assert isinstance(load(root, skip_bad=True, memory=1151).train.images, np.memmap)
+
+
+def test_the_budget_is_half_of_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = train_test_folder(tmp_path)
+    for pages, streamed in ((2304, False), (2303, True)):
+        answers = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}
+        monkeypatch.setattr(os, "sysconf", answers.__getitem__)
+        assert isinstance(load(root).train.images, np.memmap) == streamed
+    monkeypatch.delattr(os, "sysconf")
+    for told, streamed in ((2304, False), (2303, True)):
+        monkeypatch.setattr(datasets, "UNTOLD_MEMORY", told)
+        assert isinstance(load(root).train.images, np.memmap) == streamed
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc, which Linux has")
+def test_the_machines_memory_is_what_the_system_says() -> None:
+    (kilobytes,) = re.findall(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert datasets._physical_memory() == pytest.approx(int(kilobytes) * 1024, rel=0.01)
+
+
+def test_the_same_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = train_test_folder(tmp_path / "data")
+    seen: list[tuple[str, int, int]] = []
+    first = load(root, memory=0, progress=lambda *step: seen.append(step))
+    assert [label for label, _, _ in seen] == ["reading train images"] * 4 + ["reading test images"] * 2
+    undecodable(monkeypatch)
+    again = load(root, memory=0)
+    assert again.content_hash == first.content_hash and again.train.ids == first.train.ids
+    assert on_disk(tmp_path) == {".npy", ".json"}
+
+
+@pytest.mark.parametrize("change", ["content", "time", "name", "place", "size", "one more"])
+def test_changed_files_are_decoded_anew(tmp_path: Path, change: str) -> None:
+    root = train_test_folder(tmp_path / "data")
+    load(root, memory=0)
+    file, size = root / "train/owl/0.png", None
+    if change == "content":
+        picture(9).save(file)
+    elif change == "time":  # other pixels in as many bytes, as in a file that isn't compressed
+        picture(9).save(file, compress_level=0)
+        load(root, memory=0)
+        status = file.stat()
+        picture(10).save(file, compress_level=0)
+        assert file.stat().st_size == status.st_size
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    elif change == "name":
+        file.rename(file.with_name("2.png"))
+    elif change == "place":
+        root = root.rename(tmp_path / "elsewhere")
+        picture(9).save(root / "train/owl/0.png")
+    elif change == "size":
+        size = 5
+    else:
+        picture(9).save(root / "test/owl/8.png")
+    expected = load(root, size=size)
+    found = load(root, size=size, memory=0)
+    assert found.content_hash == expected.content_hash
+
+
+def test_a_bad_file_is_an_error_again_without_a_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = train_test_folder(tmp_path / "data")
+    for name in ("train/owl/0.png", "train/owl/2.png"):
+        (root / name).write_bytes(b"bad")
+    message = f"{root}/train/owl/0.png cannot be read as an image .*--skip-bad"
+    with fails(message):
+        load(root, memory=0)
+    assert on_disk(tmp_path) == set()  # nothing half made is left
+    load(root, skip_bad=True, memory=0)
+    undecodable(monkeypatch)
+    with fails(message):
+        load(root, memory=0)
+    assert load(root, skip_bad=True, memory=0).skipped == ("train/owl/0.png", "train/owl/2.png")
+
+
+def test_streamed_classes_without_a_good_image_are_named(tmp_path: Path) -> None:
+    root = train_test_folder(tmp_path)
+    for c in ("owl", "Eel"):
+        (root / "test" / c / "7.png").write_bytes(b"")
+    with fails("no test image of the class 'Eel' can be read"):
+        load(root, skip_bad=True, memory=0)
+
+
+def test_streamed_images_of_different_sizes_are_named(tmp_path: Path) -> None:
+    write_folder(train_test_folder(tmp_path / "data"), {"train/owl/1.png": picture(0, height=9, width=12)})
+    with fails("png is 8×8 pixels, but .*owl/1.png is 12×9"):
+        load(tmp_path / "data", memory=0)
+    assert on_disk(tmp_path) == set()
+
+
+@pytest.mark.parametrize("way", ["reserved", "asked"])
+def test_a_disk_without_space_for_the_images_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    root = train_test_folder(tmp_path / "data")
+    if way == "reserved":
+        monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC), raising=False)
+    else:  # macOS and Windows can't reserve
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        assert load(root, size=7, memory=0).train.images.shape == (4, 7, 7, 3)
+        free = type("Usage", (), {"free": 4 * 4000 * 4000 * 3 - 1})
+        monkeypatch.setattr(datasets.shutil, "disk_usage", lambda folder: free)
+    before = on_disk(tmp_path)
+    with fails(f"cannot write to {tmp_path}/cache/sightline/images .No space left on device.; .* need 0.3 GB .*free .*--size"):
+        load(root, size=4000, memory=0)
+    assert on_disk(tmp_path) == before
+
+
+def test_a_cache_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with fails(f"cannot write to {tmp_path}/cache/sightline/images .Not a directory.; .*GB"):
+        load(train_test_folder(tmp_path / "data"), memory=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no list", "broken list"])
+def test_damaged_decoded_images_are_named(tmp_path: Path, damage: str) -> None:
+    root = train_test_folder(tmp_path / "data")
+    file = Path(load(root, memory=0).train.images.filename)  # type: ignore[attr-defined]
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "no list":
+        file.with_suffix(".json").unlink()
+    else:
+        file.with_suffix(".json").write_text("[1")
+    with fails(f"{re.escape(str(file))} is damaged .*delete it and run again"):
+        load(root, memory=0)
+    file.unlink()
+    assert load(root, memory=0).content_hash == load(root).content_hash
+
+
+def test_hash_and_normalisation_of_a_file_need_little_memory(tmp_path: Path) -> None:
+    file = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.uint8, shape=(2000, 64, 100, 3))
+    file[:] = noise(2000, 1, 1, 1).astype(np.uint8)
+    images = np.lib.format.open_memmap(tmp_path / "x.npy", mode="r")
+    split = datasets.Split(images, np.zeros(2000, np.int64), ("a",), ())
+    data = datasets.Dataset("noise", split, split)
+    tracemalloc.start()
+    mean, _ = data.normalisation
+    assert data.content_hash == old_content_hash(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(mean, np.full(3, noise(2000, 1, 1, 1).mean() / 255), rtol=1e-12)
+    assert peak < 15e6  # the images are 38 MB

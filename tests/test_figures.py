@@ -19,7 +19,7 @@ from sightline.augment import HorizontalFlip, RandomCrop
 from sightline.datasets import Dataset
 from sightline.exceptions import RunError
 from sightline.mistakes import Accuracy, Calibration
-from sightline.schedule import RangeTest, suggest
+from sightline.schedule import RangeTest, combine, suggest
 
 HOSTILE = '</script><img src=x onerror=alert(1)> "$\\frac$" 😀 قطة 猫'
 TEXT = "{http://www.w3.org/2000/svg}text"
@@ -102,10 +102,45 @@ def test_classes_go_from_the_lowest_accuracy_to_unknown() -> None:
     assert [text for text in texts(only_worst) if text in values] == ["c", "d"]
 
 
-def test_range_test_names_its_suggestions() -> None:
+def shifted(*factors: float) -> list[RangeTest]:
+    """The sweep, its rates multiplied: so are its suggestions."""
+    return [suggest(sweep().lrs * factor, sweep().losses) for factor in factors]
+
+
+def test_range_test_names_the_median_of_its_suggestions_and_their_spread() -> None:
     test = sweep()
-    assert test.steepest and test.valley
-    assert {f"steepest {test.steepest:.2e}", f"valley {test.valley:.2e}"} <= set(texts(figures.range_test([test])))
+    assert test.steepest and test.valley and test.peak
+    drawn = texts(figures.range_test(shifted(1, 0.5, 4)))
+    assert {f"{name} {getattr(test, name):.2e} ± 0.6" for name in ("steepest", "valley", "peak")} <= set(drawn)
+
+
+def test_range_test_of_a_single_sweep_claims_no_spread() -> None:
+    test = sweep()
+    drawn = texts(figures.range_test([test]))
+    assert {f"steepest {test.steepest:.2e}", f"valley {test.valley:.2e}", f"peak {test.peak:.2e}"} <= set(drawn)
+
+
+def test_range_test_draws_each_spread_as_a_band_around_its_median() -> None:
+    test, svg = sweep(), figures.range_test(shifted(1, 0.5, 4))
+    left, right = np.array(re.findall(r'"M ([\d.]+) [^"z]*\sL ([\d.]+) [^"]*z\s"[^>]*opacity: 0.12', svg), float).T
+    lines = dict(
+        re.findall(r'"M ([\d.]+) [\d.]+ \sL \1 [\d.]+ \s"[^>]*stroke: (#009e73|#d55e00|currentColor); stroke-width: 1.4', svg)
+    )
+    at = {colour: float(x) for x, colour in lines.items()}
+    medians = np.array([at["#009e73"], at["#d55e00"], at["currentColor"]])
+    rates = np.log10(np.array([test.steepest, test.valley, test.peak], float))
+    decade = np.ptp(medians) / np.ptp(rates)
+    np.testing.assert_allclose(np.abs(medians - left), decade * np.log10(4), rtol=1e-4)
+    np.testing.assert_allclose(np.abs(medians - right), decade * np.log10(4), rtol=1e-4)
+
+
+def test_range_test_says_what_speaks_against_its_peak() -> None:
+    tests = shifted(1, 0.5, 4)
+    first, *rest = combine(tests).doubts
+    drawn = " ".join(texts(figures.range_test(tests)))
+    assert f"Unsure: {first}" in drawn and all(doubt in drawn for doubt in rest)
+    rising = [suggest(test.lrs, test.losses + np.geomspace(1e-4, 10, 100)) for test in shifted(1, 1, 1)]
+    assert "Unsure" not in " ".join(texts(figures.range_test(rising)))
 
 
 def test_range_test_without_a_descent_is_drawn_without_suggestions() -> None:

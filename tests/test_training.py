@@ -24,7 +24,8 @@ from sightline.models import Normalise, build, to_device
 from sightline.precision import Precision
 from sightline.recipe import Recipe
 from sightline.runs import Run
-from sightline.training import find_lr, predict, train
+from sightline.training import find_lr, loop, predict, train
+from sightline.training.learner import stream
 
 
 def weights(run: Run | Path) -> bytes:
@@ -52,7 +53,7 @@ def test_the_loop_equals_a_plain_one(blobs: Dataset, tmp_path: Path) -> None:
     recipe = Recipe("plain", "smallnet", epochs=2, batch_size=60, max_lr=0.01, weight_decay=1e-2, augment=())
     run = train(blobs, tmp_path / "run", recipe=recipe, precision="fp32", seed=3)
 
-    torch.manual_seed(training._stream(3, "weights"))
+    torch.manual_seed(stream(3, "weights"))
     model = build("smallnet", classes=3)
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -68,7 +69,7 @@ def test_the_loop_equals_a_plain_one(blobs: Dataset, tmp_path: Path) -> None:
     images = Normalise(*blobs.normalisation)(to_device(blobs.train.images)).contiguous()
     labels = torch.tensor(blobs.train.labels)
     for epoch in range(2):
-        order = torch.randperm(240, generator=torch.Generator().manual_seed(training._stream(3, "order", epoch)))
+        order = torch.randperm(240, generator=torch.Generator().manual_seed(stream(3, "order", epoch)))
         losses = []
         for chosen in order.split(60):
             loss = torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
@@ -109,7 +110,7 @@ def test_a_run_that_stopped_anywhere_ends_as_if_it_had_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     recipe = quick.with_(augment=policy)
     whole = train(blobs, tmp_path / "whole", recipe=recipe, precision="fp32")
     seen = 0
@@ -134,7 +135,7 @@ def test_a_run_that_stopped_anywhere_ends_as_if_it_had_not(
 def test_a_compiled_run_that_stopped_ends_as_if_it_had_not(
     blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     whole = train(blobs, tmp_path / "whole", recipe=quick, precision="bf16-compiled")
 
     def kill(now: training.Progress) -> None:
@@ -153,7 +154,7 @@ def test_kill_minus_nine_loses_nothing(tmp_path: Path) -> None:
         from sightline import training
         from sightline.recipe import RECIPES
         from sightline.planted import planted
-        training.CHECKPOINT_SECONDS = 0.05
+        training.loop.CHECKPOINT_SECONDS = 0.05
         data = planted("planted:clean", n_train=300, n_test=50)
         recipe = RECIPES["demo"].with_(epochs=8, batch_size=32)
         training.train(data, sys.argv[1], recipe=recipe, precision="fp32")

@@ -37,8 +37,9 @@ DataDir = Annotated[Path | None, typer.Option(help="where named data sets lie (e
 Size = Annotated[int | None, typer.Option(min=8, help="resize a folder's images to SIZE×SIZE pixels")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out image files that can't be read, and count them")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-RecipeName = Annotated[str, typer.Option("-r", "--recipe", help="a built-in recipe (classic, demo) or a .json file")]
+RecipeName = Annotated[str, typer.Option("-r", "--recipe", help="a built-in recipe (classic, strong, fast) or a .json file")]
 Augment = Annotated[Path | None, typer.Option(help="an augmentation saved by albumentations.save, instead of the recipe's")]
+Width = Annotated[float | None, typer.Option(min=0.01, help="times the channels of a built-in model, instead of the recipe's")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the best there is if not given")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16, fp32-compiled or bf16-compiled")]
 VERDICTS = ("supported", "weak", "no evidence")  # of `faithfulness`
@@ -143,6 +144,7 @@ def lr(
     steps: Annotated[int, typer.Option(min=20, help="steps a sweep")] = 200,
     picture: Annotated[Path, typer.Option("-o", "--out", help="where to draw the curve")] = Path("lr.svg"),
     model: Annotated[str | None, typer.Option(help="instead of the recipe's")] = None,
+    width: Width = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="instead of the recipe's")] = None,
     seed: Seed = 0,
     precision: PrecisionName = "auto",
@@ -156,7 +158,7 @@ def lr(
     from .figures import write_range_test
     from .training import range_tests, suggested
 
-    chosen = _recipe(recipe, model=model, batch_size=batch_size)
+    chosen = _recipe(recipe, model=model, width=width, batch_size=batch_size)
     loaded = _load(name, data_dir, size, skip_bad)
     with Bars() as bars:
         tests = range_tests(
@@ -179,6 +181,7 @@ def train(
     folder: Annotated[Path, typer.Option("-o", "--out", help="the run folder; an unfinished one is gone on with")],
     recipe: RecipeName = "classic",
     model: Annotated[str | None, typer.Option(help="instead of the recipe's: a name or package.module:factory")] = None,
+    width: Width = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="instead of the recipe's")] = None,
     max_lr: Annotated[float | None, typer.Option(help="instead of the recipe's, or of the range test")] = None,
@@ -196,7 +199,8 @@ def train(
     from .reporting import duration
 
     runs.prepare(folder)
-    chosen = _recipe(recipe, model=model, epochs=epochs, batch_size=batch_size, max_lr=max_lr, augment=augment)
+    changes = {"model": model, "width": width, "epochs": epochs, "batch_size": batch_size, "max_lr": max_lr}
+    chosen = _recipe(recipe, **changes, augment=augment)
     loaded = _load(name, data_dir, size, skip_bad)
     for line in _rates(chosen.augment, loaded):
         err.print(line)
@@ -222,6 +226,7 @@ def train(
         epoch_table(run.history),
         f"Test accuracy {_accuracy(run)} after {long} and {duration(results['seconds'])}"
         f" on {run.info['device']} ({run.info['arithmetic']['dtype']}).",
+        *([f"With more views of each image: {results['views_accuracy']:.2%}."] if "views_accuracy" in results else []),
         f"The run: {folder}. Next: sightline report {folder}",
     )
 

@@ -1,10 +1,12 @@
-"""A name or a path → a `Dataset` of uint8 images in memory."""
+"""A name or a path → a `Dataset` of uint8 images, in memory or, where they are too many, in a memory-mapped file."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -16,7 +18,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from http.client import HTTPException
@@ -26,6 +28,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import PIL
 import platformdirs
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -37,8 +40,9 @@ from .exceptions import DataError, nearest
 class Split:
     """Images of one split, in a fixed order.
 
-    images: (N, H, W, 3) uint8, RGB.  labels: (N,) int64, indices into `classes`.  ids: N names, unique in the data set,
-    such as "test/123" or "test/cat/tabby.png".  masks: (N, H, W) bool, True on the object, where the data set knows it.
+    images: (N, H, W, 3) uint8, RGB; a read-only np.memmap where `load` found no room for them in memory.  labels: (N,)
+    int64, indices into `classes`.  ids: N names, unique in the data set, such as "test/123" or "test/cat/tabby.png".
+    masks: (N, H, W) bool, True on the object, where the data set knows it.
     """
 
     images: NDArray[np.uint8]
@@ -75,7 +79,8 @@ class Dataset:
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             digest.update(repr((split.images.shape, split.classes, split.ids)).encode())
-            digest.update(np.ascontiguousarray(split.images).data)
+            for piece in _pieces(split.images):
+                digest.update(np.ascontiguousarray(piece).data)
             digest.update(np.ascontiguousarray(split.labels.astype("<i8")).data)
         return digest.hexdigest()
 
@@ -85,18 +90,25 @@ class Dataset:
 
         Exact: computed from the histogram of the 256 levels.
         """
-        pixels = self.train.images.reshape(-1, self.train.images.shape[-1])
+        channels = self.train.images.shape[-1]
+        counts = np.zeros((channels, 256), np.int64)
+        for piece in _pieces(self.train.images):
+            for channel in range(channels):
+                counts[channel] += np.bincount(piece[..., channel].ravel(), minlength=256)
         levels = np.arange(256) / 255
         means, deviations = [], []
-        for channel in pixels.T:
-            # In pieces: bincount makes an int64 copy, eight times the memory of what it counts.
-            pieces = (channel[start : start + 2**20] for start in range(0, len(channel), 2**20))
-            counts = sum((np.bincount(piece, minlength=256) for piece in pieces), np.zeros(256, np.int64))
-            mean = float((counts * levels).sum() / counts.sum())
-            variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
+        for count in counts:
+            mean = float((count * levels).sum() / count.sum())
+            variance = float((count * (levels - mean) ** 2).sum() / count.sum())
             means.append(mean)
             deviations.append(max(variance**0.5, 1e-6))
         return tuple(means), tuple(deviations)
+
+
+def _pieces(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """The images a million pixels at a time: what is made of a piece, such as an int64 copy, needs little memory."""
+    step = max(1, 2**20 // max(1, images.shape[1] * images.shape[2]))
+    return (images[start : start + step] for start in range(0, len(images), step))
 
 
 Progress = Callable[[str, int, int], None]
@@ -121,6 +133,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_FRACTION = 0.2
+UNTOLD_MEMORY = 8 * 2**30  # bytes that a machine is taken to have where its system doesn't tell
 
 
 def load(
@@ -131,6 +144,7 @@ def load(
     skip_bad: bool = False,
     progress: Progress | None = None,
     seed: int = 0,
+    memory: int | None = None,
 ) -> Dataset:
     """Load a data set by its name, or from a folder with one sub-folder a class.
 
@@ -151,6 +165,10 @@ def load(
     square cut out; without, all images must be of one size. With `skip_bad`, files that cannot be read are listed in
     `Dataset.skipped`, and the rest is used.
 
+    Where a folder's images need more than `memory` bytes (None: half of the machine's), they are decoded once, into files
+    in `images/` of the platform's cache folder; `Split.images` is then a read-only memory map, and loading the same files
+    again decodes nothing. Those files may be deleted whenever no program uses them.
+
     `progress` is called with a label, what is done and what there is to do (0: unknown), in bytes or images.
 
     Raises DataError for anything missing, damaged or unusable; its message says what to do.
@@ -170,12 +188,20 @@ def load(
         root = os.path.expanduser(data)
         if not os.path.isdir(root):
             raise DataError(f"{str(data)!r} is neither a data set nor a folder; {nearest(str(data), NAMES)}, or a folder's path")
-        loaded = _load_folder(Path(root).resolve(), size, skip_bad, progress)
+        memory = _physical_memory() // 2 if memory is None else memory
+        loaded = _load_folder(Path(root).resolve(), size, skip_bad, memory, progress)
     return replace(loaded, options={"size": size, "skip_bad": skip_bad, "seed": seed})
 
 
 def _ignore(label: str, done: int, total: int) -> None:
     """The progress that nobody watches."""
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems not each of its names
+        return UNTOLD_MEMORY
 
 
 @contextmanager
@@ -348,7 +374,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 # ---------------------------------------------------------------- folders of images
 
 
-def _load_folder(root: Path, size: int | None, skip_bad: bool, progress: Progress) -> Dataset:
+def _load_folder(root: Path, size: int | None, skip_bad: bool, memory: int, progress: Progress) -> Dataset:
     _check_name(root, str(root))
     with _disk(f"read {root}", "check its permissions"):
         train_files, test_files = _find_files(root)
@@ -360,13 +386,19 @@ def _load_folder(root: Path, size: int | None, skip_bad: bool, progress: Progres
         raise DataError(f"{root}: the test has a class '{unknown[0]}' that train lacks; add its images there, or remove it")
 
     classes = tuple(sorted(train_files))
-    train, bad_train = _read_split("train", train_files, classes, root, size, skip_bad, progress)
-    test, bad_test = _read_split("test", test_files, classes, root, size, skip_bad, progress)
+    paths = [path for files in (train_files, test_files) for c in files.values() for path in c]
+    needed = len(paths) * 3 * _pixels(paths, size)
+    read: Reader = _read_images if needed <= memory else partial(_read_once, root, needed)
+    read = partial(read, size=size, skip_bad=skip_bad, progress=progress)
+    train, bad_train = _read_split("train", train_files, classes, root, read)
+    test, bad_test = _read_split("test", test_files, classes, root, read)
     _check_same_size(root / train.ids[0], train.images[0], root / test.ids[0], test.images[0])
     return Dataset(str(root), train, test, bad_train + bad_test)
 
 
 Files = dict[str, list[Path]]  # the image files of each class
+Bad = dict[int, str]  # which paths of a list cannot be read, and why
+Reader = Callable[..., tuple[NDArray[np.uint8], Bad]]
 
 
 def _find_files(root: Path) -> tuple[Files, Files]:
@@ -428,45 +460,37 @@ def _hold_out(files: Files, root: Path) -> tuple[Files, Files]:
     return train, test
 
 
-def _read_split(
-    name: str, files: Files, classes: tuple[str, ...], root: Path, size: int | None, skip_bad: bool, progress: Progress
-) -> tuple[Split, tuple[str, ...]]:
+def _read_split(name: str, files: Files, classes: tuple[str, ...], root: Path, read: Reader) -> tuple[Split, tuple[str, ...]]:
     """Read the images of one split, class by class; also return the ids of the bad files."""
     listed = [(path, label) for label, c in enumerate(classes) for path in files.get(c, [])]
     ids = [path.relative_to(root).as_posix() for path, _ in listed]
-    images, kept = _read_images([path for path, _ in listed], f"reading {name} images", size, skip_bad, progress)
+    images, bad = read([path for path, _ in listed], f"reading {name} images")
 
+    kept = [i for i in range(len(listed)) if i not in bad]
     labels = np.array([label for _, label in listed], np.int64)[kept]
     for c in files:
         if classes.index(c) not in labels:
             raise DataError(f"{root}: no {name} image of the class '{c}' can be read; replace them, or remove the folder")
-    split = Split(images, labels, classes, tuple(ids[i] for i in kept))
-    return split, tuple(sorted(set(ids) - set(split.ids)))
+    return Split(images, labels, classes, tuple(ids[i] for i in kept)), tuple(sorted(ids[i] for i in bad))
 
 
-def _read_images(
-    paths: list[Path], doing: str, size: int | None, skip_bad: bool, progress: Progress
-) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return the images that can be read, (N, H, W, 3), and the N indices of their paths."""
-    images = np.empty((0, 0, 0, 3), np.uint8)
-    kept: list[int] = []
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # Pillow decodes without the GIL
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for i, image in enumerate(pool.map(partial(read_image, size=size), paths)):
-                if isinstance(image, np.ndarray):
-                    if not kept:
-                        images = _room(len(paths), image.shape)
-                    kept.append(i)
-                    _check_same_size(paths[kept[0]], images[0], paths[i], image)
-                    images[len(kept) - 1] = image
-                elif not skip_bad:
-                    raise image
-                progress(doing, i + 1, len(paths))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return images[: len(kept)], kept
+@contextmanager
+def _bombs_are_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _pixels(paths: list[Path], size: int | None) -> int:
+    """The number of pixels that each image will have; of the first that can be opened, for all must be of one size."""
+    if size is not None:
+        return size * size
+    with _bombs_are_errors():
+        for path in paths:
+            with suppress(Exception), Image.open(path, formats=IMAGE_FORMATS) as image:  # as many kinds as in `read_image`
+                pixels: int = image.width * image.height
+                return pixels
+    return 0
 
 
 def _room(n: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -479,6 +503,100 @@ def _room(n: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             f"{n} images of {width}×{height} pixels need {gigabytes:,.1f} GB of memory, which is not there; "
             "make them smaller, such as --size 64"
         ) from None
+
+
+def _read_images(
+    paths: list[Path],
+    doing: str,
+    *,
+    size: int | None,
+    skip_bad: bool,
+    progress: Progress,
+    room: Callable[[int, tuple[int, ...]], NDArray[np.uint8]] = _room,
+) -> tuple[NDArray[np.uint8], Bad]:
+    """Return the images that can be read, (N, H, W, 3), in an array that `room` makes, and the bad files."""
+    images = np.empty((0, 0, 0, 3), np.uint8)
+    kept: list[int] = []
+    bad: Bad = {}
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # Pillow decodes without the GIL
+    try:
+        with _bombs_are_errors():
+            for i, image in enumerate(pool.map(partial(read_image, size=size), paths)):
+                if isinstance(image, np.ndarray):
+                    if not kept:
+                        images = room(len(paths), image.shape)
+                    kept.append(i)
+                    _check_same_size(paths[kept[0]], images[0], paths[i], image)
+                    images[len(kept) - 1] = image
+                elif skip_bad:
+                    bad[i] = str(image)
+                else:
+                    raise image
+                progress(doing, i + 1, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return images[: len(kept)], bad
+
+
+def _read_once(
+    root: Path, needed: int, paths: list[Path], doing: str, *, size: int | None, skip_bad: bool, progress: Progress
+) -> tuple[NDArray[np.uint8], Bad]:
+    """Like `_read_images`, but the images lie in a file of the cache folder, where the first call for these files puts them."""
+    folder = platformdirs.user_cache_path("sightline") / "images"
+    file = folder / f"{_fingerprint(root, paths, size)}.npy"
+    room = f"the decoded images need {needed / 1e9:,.1f} GB there: free as much, or make them smaller, such as --size 64"
+    if not os.path.isfile(file):
+        with _disk(f"write to {folder}", room):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+                part = Path(temporary, file.name)
+                images, bad = _read_images(
+                    paths, doing, size=size, skip_bad=skip_bad, progress=progress, room=partial(_room_on_disk, part)
+                )
+                if not isinstance(images, np.memmap):
+                    return images, bad  # not one could be read, so there is no file
+                images.flush()
+                del images  # Windows renames no file that is mapped
+                part.with_suffix(".json").write_text(json.dumps(list(bad.items())), encoding="utf-8")
+                part.with_suffix(".json").replace(file.with_suffix(".json"))
+                part.replace(file)  # last: where the images are, all is there
+    images, bad = _open_decoded(file)
+    if bad and not skip_bad:
+        raise DataError(next(iter(bad.values())))
+    return images, bad
+
+
+def _fingerprint(root: Path, paths: list[Path], size: int | None) -> str:
+    """SHA-256 over what decides the decoded images, without reading a file: names, sizes, times, and who decodes them how."""
+    digest = hashlib.sha256(repr((str(root), size, PIL.__version__)).encode())
+    with _disk(f"read {root}", "check its permissions"):
+        for path in paths:
+            status = path.stat()
+            digest.update(repr((path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _room_on_disk(file: Path, n: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A new .npy file's memory map. Raises OSError where there is no space, which would kill the process at a later write."""
+    images: NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(n, *shape))
+    if hasattr(os, "posix_fallocate"):
+        with file.open("rb+") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    elif shutil.disk_usage(file.parent).free < images.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return images
+
+
+def _open_decoded(file: Path) -> tuple[NDArray[np.uint8], Bad]:
+    """The read-only memory map of the good images in a file that `_read_once` wrote, and the bad files."""
+    try:
+        bad: Bad = dict(json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+        whole = np.lib.format.open_memmap(file, mode="r")
+        n, *shape = whole.shape
+        # The last rows are empty where files were bad. Not a slice: only a map of its own knows its place in the file.
+        return np.memmap(file, np.uint8, "r", whole.offset, (n - len(bad), *shape)), bad
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} is damaged or cannot be read ({error}); delete it and run again") from error
 
 
 def _check_same_size(path: Path, image: NDArray[np.uint8], other_path: Path, other: NDArray[np.uint8]) -> None:

@@ -9,6 +9,7 @@ several figures can stand in one page. The same input gives the same bytes. Colo
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 import warnings
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from .mistakes import Accuracy, Calibration
 from .runs import write_text, writing
-from .schedule import RangeTest
+from .schedule import RangeTest, combine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +54,9 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, str]:
     for name, label, scale in (("loss", "cross entropy, nats", 1), ("accuracy", "accuracy, %", 100)):
         figure, axes = _axes(4.6, 3.1, "epoch", label)
         for part, colour, marker, line in (("train", BLUE, "o", "--"), ("test", ORANGE, "s", "-")):
-            values = [scale * row[f"{part}_{name}"] for row in history]
-            axes.plot(epochs, values, line, color=colour, marker=marker, markersize=3.5, label=part)
+            # An epoch without a test leaves no gap in the line.
+            points = [(row["epoch"], scale * value) for row in history if math.isfinite(value := row[f"{part}_{name}"])]
+            axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=3.5, label=part)
         _legend(axes)
         _whole_epochs(axes, epochs)
         drawn[name] = _svg(figure, name)
@@ -121,23 +123,37 @@ def reliability(calibration: Calibration) -> str:
 
 
 def range_test(tests: Sequence[RangeTest]) -> str:
-    """Draw the sweeps of a range test: each loss over its rate, smoothed, with the suggested rates."""
-    figure, axes = _axes(5.4, 3.4, "learning rate", "training loss, nats")
-    for test, marker in zip(tests, "os^vDP*X" * len(tests), strict=False):
+    """Draw the sweeps of a range test: losses and their fits over the rate, each suggestion's median with its spread as a band.
+
+    A dot on a fit is that sweep's own suggestion. Above stands what speaks against the peak, if anything does.
+    """
+    figure, axes = _axes(6.0, 3.9, "learning rate", "training loss, nats")
+    together = combine(tests)
+    for name, colour, line in (("steepest", GREEN, ":"), ("valley", ORANGE, "--"), ("peak", INK, "-")):
+        estimate = getattr(together, name)
+        if estimate is None:
+            continue
+        spread = "" if estimate.spread is None else f" ± {estimate.spread:.1f}"
+        axes.axvspan(*estimate.band, color=colour, alpha=0.12, linewidth=0)
+        axes.axvline(estimate.lr, color=colour, linestyle=line, linewidth=1.4, label=f"{name} {estimate.lr:.2e}{spread}")
+        dots = [(getattr(test, name), test) for test in tests if getattr(test, name) is not None]
+        heights = [np.interp(rate, test.lrs, test.smooth) for rate, test in dots]
+        axes.plot([rate for rate, _ in dots], heights, "o", color=colour, markersize=4.5, zorder=3)
+    for test in tests:
         axes.plot(test.lrs, test.losses, color=INK, alpha=0.2, linewidth=0.8)
         axes.plot(test.lrs, test.smooth, color=BLUE, linewidth=1.6)
-        for suggestion, colour in (("steepest", GREEN), ("valley", ORANGE), ("peak", INK)):
-            rate = getattr(test, suggestion)
-            if rate is not None:
-                loss = np.interp(rate, test.lrs, test.smooth)
-                label = f"{suggestion} {rate:.2e}"
-                axes.plot(rate, loss, marker, color=colour, markersize=7, linestyle="none", label=label)
     axes.set_xscale("log")
     smooth = np.concatenate([test.smooth for test in tests])
     low, high = (float(smooth.min()), float(np.quantile(smooth, 0.95))) if len(smooth) else (0.0, 1.0)
     axes.set_ylim(low - 0.1 * (high - low) - 1e-6, high + 0.3 * (high - low) + 1e-6)  # the divergence would dwarf the descent
+    if together.doubts:
+        axes.set_title("Unsure: " + ";\n".join(together.doubts), color=INK, fontsize=8, loc="left")
     if axes.get_legend_handles_labels()[0]:
-        _legend(axes)
+        below = figure.legend(
+            loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.6, labelcolor=INK, frameon=False, fontsize=8
+        )
+        below.set_title("median of the sweeps ± decades")
+        below.get_title().set(color=INK, fontsize=8)
     return _svg(figure, "range")
 
 
@@ -164,7 +180,7 @@ def write_samples(data: Dataset, policy: Sequence[Transform], path: Path, *, see
     """Write a PNG: a training image of each of the first ten classes, above `versions` of it as augmented by `policy`."""
     from torch import Generator
 
-    from .augment import augment, bind
+    from .augment import bind, look
     from .models import to_device
 
     found, first = np.unique(data.train.labels, return_index=True)
@@ -172,7 +188,7 @@ def write_samples(data: Dataset, policy: Sequence[Transform], path: Path, *, see
     titles = [_short(data.classes[label]) for label in found[:10]]
     # All versions are one batch: a policy draws anew for each image of a batch.
     batch = to_device(np.tile(before, (versions, 1, 1, 1)))
-    after = augment(bind(policy, data.normalisation[0]), batch, Generator().manual_seed(seed)).permute(0, 2, 3, 1).numpy()
+    after = look(bind(policy, data.normalisation[0]), batch, Generator().manual_seed(seed)).permute(0, 2, 3, 1).numpy()
     with writing(path) as part:
         part.write_bytes(samples(before, after.reshape(versions, *before.shape), titles))
 

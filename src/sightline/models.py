@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -131,27 +131,96 @@ class SmallNet(nn.Module):
         return logits
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
-    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
-    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
-    "smallnet": SmallNet,
+class FastNet(nn.Module):
+    """A small, wide net that learns fast: (N, channels, H, W) float → logits (N, classes).
+
+    After K. Jordan's airbench94 (https://arxiv.org/abs/2404.00498): a frozen first layer that whitens 2×2 patches of the data,
+    few wide convolutions that start as identities, max-pooling right after a convolution, norms without a scale. Images of 32×32
+    pixels leave layer3 with 7×7 cells. Those with sides of 128 pixels and more are first averaged down to 64 to 127.
+    """
+
+    def __init__(self, *, classes: int, channels: int = 3, width: int = 64) -> None:
+        super().__init__()
+        patch = 4 * channels
+        self.whiten = nn.Conv2d(channels, 2 * patch, 2, bias=False)
+        self.whiten.weight.requires_grad_(False)
+        self.layer1 = nn.Sequential(*_norm_act(2 * patch, width, pool=True), *_norm_act(width, width))
+        self.layer2 = nn.Sequential(*_norm_act(width, 4 * width, pool=True), *_norm_act(4 * width, 4 * width))
+        self.layer3 = nn.Sequential(*_norm_act(4 * width, 4 * width))
+        self.fc = nn.Linear(4 * width, classes, bias=False)
+        with torch.no_grad():
+            self.fc.weight /= self.fc.weight.std() * 4 * width
+
+    @torch.no_grad()
+    def adapt(self, images: Tensor) -> None:
+        """Set the first layer's filters: those that make the 2×2 patches of `images` (N, channels, H, W) white, and minus those.
+
+        The rows of E/√(λ + 5e-4), with the eigenvectors E and eigenvalues λ of the patches' second moments.
+        """
+        images = self._reduced(images)
+        channels = images.shape[1]
+        sums, count = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64, device=images.device), 0
+        for some in images.split(500):
+            patches = F.unfold(some, 2).double().transpose(1, 2).reshape(-1, 4 * channels)
+            sums, count = sums + patches.T @ patches, count + len(patches)
+        values, vectors = torch.linalg.eigh(sums / count)
+        filters = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, channels, 2, 2)
+        self.whiten.weight.copy_(torch.cat((filters, -filters)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.whiten(self._reduced(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(x.amax((2, 3)))
+        return logits
+
+    @staticmethod
+    def _reduced(x: Tensor) -> Tensor:
+        factor = max(min(x.shape[2:]) // 64, 1)
+        return F.avg_pool2d(x, factor) if factor > 1 else x
+
+
+def _norm_act(channels_in: int, channels: int, *, pool: bool = False) -> list[nn.Module]:
+    """A convolution that starts as the identity on its first channels, a pooling, a norm without a scale, and GELU."""
+    conv, norm = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels, momentum=0.4)
+    nn.init.dirac_(conv.weight.data[:channels_in])
+    norm.weight.requires_grad_(False)
+    return [conv, *([nn.MaxPool2d(2)] if pool else []), norm, nn.GELU()]
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A model that takes something from the training images before it is trained."""
+
+    def adapt(self, images: Tensor) -> None:
+        """images: some thousands, normalised, (N, channels, H, W) float32."""
+
+
+MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # each with its width
+    "resnet18": (partial(ResNet, BasicBlock, (2, 2, 2, 2)), 64),
+    "resnet34": (partial(ResNet, BasicBlock, (3, 4, 6, 3)), 64),
+    "resnet50": (partial(ResNet, Bottleneck, (3, 4, 6, 3)), 64),
+    "resnet101": (partial(ResNet, Bottleneck, (3, 4, 23, 3)), 64),
+    "resnet152": (partial(ResNet, Bottleneck, (3, 8, 36, 3)), 64),
+    "smallnet": (SmallNet, 16),
+    "fastnet": (FastNet, 64),
 }
 
 
-def build(name: str, *, classes: int, channels: int = 3) -> nn.Module:
+def build(name: str, *, classes: int, channels: int = 3, width: float = 1.0) -> nn.Module:
     """Return the model called `name` with fresh weights, drawn from torch's global generator.
 
-    `name` is one of MODELS, or "package.module:factory" for a function of your own that takes the number of classes and
-    returns an nn.Module; it is looked for in the current folder too. Raises RecipeError for a name that is neither.
+    `name` is one of MODELS, whose channels are multiplied by `width`, or "package.module:factory" for a function of your own that
+    takes the number of classes and returns an nn.Module; it is looked for in the current folder too. Raises RecipeError for a
+    name that is neither, and for a width with a model of your own.
     """
     if ":" in name:
+        if width != 1:
+            raise RecipeError(f"width is {width:g}, but '{name}' is a model of your own; set its width there")
         return _imported(name, classes)
     if name not in MODELS:
         raise RecipeError(f"unknown model '{name}': {nearest(name, MODELS)}; or give package.module:factory of your own")
-    return MODELS[name](classes=classes, channels=channels)
+    make, channels_wide = MODELS[name]
+    return make(classes=classes, channels=channels, width=max(1, round(width * channels_wide)))
 
 
 def _imported(name: str, classes: int) -> nn.Module:
@@ -192,7 +261,8 @@ def device_of(name: str | None) -> torch.device:
 
 def to_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
     """Return images (N, H, W, 3) uint8 as a tensor (N, 3, H, W) on `device`, still channels last in memory."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    writable = np.require(images, requirements=["C", "W"])  # a memory map is copied: torch warns of arrays that it can't write to
+    return torch.from_numpy(writable).to(device).permute(0, 3, 1, 2)
 
 
 class Normalise:

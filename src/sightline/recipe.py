@@ -25,45 +25,81 @@ from .augment import (
 )
 from .exceptions import RecipeError, nearest
 
+Pairs = Sequence[tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what is learned, apart from the data and the seed.
 
+    model     a name that `models.build` knows, or "package.module:function" of your own
+    width     times the channels of a built-in model
+    optimizer "adam"; "sgd", with Nesterov's momentum; or "muon", made for the model "fastnet" (see `training.optimizers`)
     max_lr    the peak of the one-cycle policy, or "auto": by range test
     peak      the share of the training after which the rate is at its peak
     start_lr, final_lr   first and last rate, as fractions of max_lr
     anneal    "linear" or "cosine"
-    model     a name that `models.build` knows, or "package.module:function" of your own
-    weight_decay   added to the gradient (L2), as torch.optim.Adam does
+    momentum  of sgd and muon
+    weight_decay   of adam and sgd added to the gradient (L2), as in torch.optim; of muon see `training.optimizers`
+    decay_all whether norms and biases are decayed too
+    label_smoothing   the share of each label that is spread over all classes
+    ema       the share that an average of the weights keeps at each step, which then is the result; 0: the last weights are
+    sizes     pairs (until, scale): up to this share of the epochs, images are scaled to this share of their side
+    keep      pairs (from, share): from this share of the epochs on, an epoch takes only this share of the images, those with
+              the highest loss when they were last seen
+    views     how the test is looked at a second time: "mirror", or "shifted", mirrored and moved by a pixel; or "none"
+    test_epochs   "all", or "last": no time is spent on testing before
     augment   Sightline's transforms in their order, or anything that `augment.from_albumentations` takes
     """
 
     name: str = "classic"
     model: str = "resnet18"
+    width: float = 1.0
     epochs: int = 20
     batch_size: int = 512
+    optimizer: Literal["adam", "sgd", "muon"] = "adam"
     max_lr: float | Literal["auto"] = "auto"
     peak: float = 0.25
     start_lr: float = 0.01
     final_lr: float = 0.0001
     anneal: Literal["linear", "cosine"] = "linear"
+    momentum: float = 0.9
     weight_decay: float = 1e-4
+    decay_all: bool = True
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    sizes: Pairs = ()
+    keep: Pairs = ()
+    views: Literal["none", "mirror", "shifted"] = "none"
+    test_epochs: Literal["all", "last"] = "all"
     augment: Sequence[Transform] = field(default=(RandomCrop(4), CoarseDropout(16, 0.5, "mean")))
 
     def __post_init__(self) -> None:
         policy = self.augment if isinstance(self.augment, (list, tuple)) else from_albumentations(self.augment)
         object.__setattr__(self, "augment", tuple(policy))
+        for name in ("sizes", "keep"):  # JSON has no tuples
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
+        pairs = "pairs of numbers above 0 and at most 1, such as [[0.5, 0.75]], the first of each rising"
         for name, good, want in (
             ("model", isinstance(self.model, str), "a name, or package.module:factory"),
+            ("width", _positive(self.width), "a positive number"),
             ("epochs", is_whole(self.epochs) and self.epochs >= 1, "a whole number of at least 1"),
             ("batch_size", is_whole(self.batch_size) and self.batch_size >= 2, "a whole number of at least 2"),
+            ("optimizer", self.optimizer in ("adam", "sgd", "muon"), "'adam', 'sgd' or 'muon'"),
             ("max_lr", self.max_lr == "auto" or _positive(self.max_lr), "a positive number or 'auto'"),
             ("peak", is_number(self.peak) and 0 < self.peak < 1, "a number between 0 and 1"),
             ("start_lr", _positive(self.start_lr) and self.start_lr <= 1, "a number above 0 and at most 1"),
             ("final_lr", _positive(self.final_lr) and self.final_lr <= 1, "a number above 0 and at most 1"),
             ("anneal", self.anneal in ("linear", "cosine"), "'linear' or 'cosine'"),
+            ("momentum", _share(self.momentum), "a number of at least 0 and below 1"),
             ("weight_decay", is_number(self.weight_decay) and 0 <= self.weight_decay < float("inf"), "a number of at least 0"),
+            ("decay_all", isinstance(self.decay_all, bool), "true or false"),
+            ("label_smoothing", _share(self.label_smoothing), "a number of at least 0 and below 1"),
+            ("ema", _share(self.ema), "a number of at least 0 and below 1, such as 0.999"),
+            ("sizes", _are_pairs(self.sizes), pairs),
+            ("keep", _are_pairs(self.keep), pairs),
+            ("views", self.views in ("none", "mirror", "shifted"), "'none', 'mirror' or 'shifted'"),
+            ("test_epochs", self.test_epochs in ("all", "last"), "'all' or 'last'"),
         ):
             if not good:
                 raise RecipeError(f"recipe '{self.name}': {name} is {getattr(self, name)!r}; it must be {want}")
@@ -76,6 +112,14 @@ class Recipe:
     def cycle(self) -> dict[str, Any]:
         """The shape of the one-cycle policy, as `schedule.one_cycle` takes it."""
         return {"peak": self.peak, "start": self.start_lr, "final": self.final_lr, "anneal": self.anneal}
+
+    def scale(self, epoch: int) -> float:
+        """The share of their side that images have in this epoch, counted from 0."""
+        return next((scale for until, scale in self.sizes if epoch < until * self.epochs), 1.0)
+
+    def kept(self, epoch: int) -> float:
+        """The share of the images that this epoch takes, counted from 0."""
+        return next((share for start, share in reversed(self.keep) if epoch >= start * self.epochs), 1.0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -94,6 +138,21 @@ class Recipe:
 
 def _positive(value: object) -> bool:
     return isinstance(value, (int, float)) and is_number(value) and 0 < value < float("inf")
+
+
+def _share(value: object) -> bool:
+    return isinstance(value, (int, float)) and is_number(value) and 0 <= value < 1
+
+
+def _tuples(pairs: Any) -> Any:
+    return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs) if isinstance(pairs, list) else pairs
+
+
+def _are_pairs(pairs: Any) -> bool:
+    if not isinstance(pairs, tuple) or not all(isinstance(p, tuple) and len(p) == 2 and all(map(_positive, p)) for p in pairs):
+        return False
+    places = [place for place, _ in pairs]
+    return places == sorted(set(places)) and all(place <= 1 and value <= 1 for place, value in pairs)
 
 
 RECIPES = {

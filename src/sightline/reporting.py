@@ -160,6 +160,7 @@ def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures
             ("Model", recipe["model"]),
             ("Parameters", f"{info['parameters']:,}"),
             ("Train accuracy", percent(results["train_accuracy"], 2)),
+            *([("Test accuracy with more views", percent(results["views_accuracy"], 2))] if "views_accuracy" in results else []),
             ("Calibration error", percent(calibration.ece)),
         ),
         classes=predictions.classes,
@@ -223,7 +224,7 @@ def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
     recipe, data = info["recipe"], info["data"]
     known = json.loads(json.dumps(RECIPES.get(recipe["name"], Recipe()).to_dict()))  # lists for tuples, as in `info`
     changed = [key for key, value in recipe.items() if value != known[key]]
-    needed = not {"model", "epochs", "batch_size", "max_lr"}.issuperset(changed)
+    needed = not {"model", "width", "epochs", "batch_size", "max_lr"}.issuperset(changed)
     needed |= "max_lr" in changed and recipe["max_lr"] == "auto"  # the option takes numbers
     options = {"recipe": "recipe.json" if needed else recipe["name"]}
     options |= {} if needed else {key: recipe[key] for key in changed}

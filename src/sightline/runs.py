@@ -351,9 +351,9 @@ class Run:
 
         from .models import build
 
-        name = self.info["recipe"]["model"]
+        name, width = self.info["recipe"]["model"], self.info["recipe"].get("width", 1.0)
         self._refuse_code_inside(name)
-        model = build(name, classes=len(self.classes))
+        model = build(name, classes=len(self.classes), width=width)
         path = self.folder / "model.safetensors"
         try:
             model.load_state_dict(load_file(path))
@@ -394,7 +394,7 @@ def write_history(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
     """Write what a killed run needs, as one file so that it is always consistent."""
-    _save(tensors, folder / "resume" / "state.safetensors", {"state": json.dumps(state, allow_nan=False)})
+    _save(tensors, folder / "resume" / "state.safetensors", {"state": json.dumps(state)})
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

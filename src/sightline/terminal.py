@@ -33,6 +33,8 @@ WORDS = {
     "range test": "range test",
     "train": "training",
     "test": "testing",
+    "settle": "batch-norm statistics of the average",
+    "views": "other views of the test images",
 }
 
 
@@ -102,8 +104,13 @@ def _figures(loss: float, accuracy: float, lr: float, speed: float = math.nan, *
 def _line(row: Mapping[str, float], epochs: int) -> str:
     return (
         f"epoch {row['epoch']:.0f}/{epochs}  rate {row['lr']:.2e}  train {row['train_loss']:.4f} {row['train_accuracy']:.2%}  "
-        f"test {row['test_loss']:.4f} {row['test_accuracy']:.2%}  {row['seconds']:.1f} s"
+        f"test {_or_dash(row['test_loss'], '.4f')} {_or_dash(row['test_accuracy'], '.2%')}  {row['seconds']:.1f} s"
     )
+
+
+def _or_dash(value: float, form: str) -> str:
+    """A figure, or a dash where nothing was measured."""
+    return format(value, form) if math.isfinite(value) else "–"
 
 
 def printable(text: str) -> str:
@@ -119,8 +126,8 @@ def epoch_table(history: Iterable[Mapping[str, float]]) -> Table:
             f"{row['lr']:.2e}",
             f"{row['train_loss']:.4f}",
             f"{row['train_accuracy']:.2%}",
-            f"{row['test_loss']:.4f}",
-            f"{row['test_accuracy']:.2%}",
+            _or_dash(row["test_loss"], ".4f"),
+            _or_dash(row["test_accuracy"], ".2%"),
             f"{row['seconds']:.1f}",
         )
         for row in history

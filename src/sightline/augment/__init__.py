@@ -16,7 +16,7 @@ from .exchange import from_albumentations, to_albumentations
 from .geometry import HorizontalFlip, RandomCrop, Rotate, Scale, Shift, VerticalFlip
 from .mixing import CutMix, MixUp
 from .persample import PerSample
-from .policy import augment, bind, from_dicts, rates, to_dicts
+from .policy import augment, bind, from_dicts, look, rates, to_dicts
 from .quality import Blur, Jpeg, Noise
 from .trivial import TrivialAugmentWide
 
@@ -45,6 +45,7 @@ __all__ = [
     "from_dicts",
     "is_number",
     "is_whole",
+    "look",
     "rates",
     "to_albumentations",
     "to_dicts",

@@ -39,13 +39,26 @@ def augment(
     return images
 
 
+def look(policy: Sequence[Transform], images: Tensor, generator: Generator) -> Tensor:
+    """Apply `policy` as `augment` does, and MixUp and CutMix too, for pictures: the labels that they mix are dropped."""
+    for transform in policy:
+        images = _apply(transform, images, generator)
+    return images
+
+
+def _apply(transform: Transform, images: Tensor, generator: Generator) -> Tensor:
+    if isinstance(transform, (MixUp, CutMix)):
+        return transform.mix(images, generator)[0]
+    return transform(images, generator)
+
+
 def rates(policy: Sequence[Transform], images: Tensor, generator: Generator) -> list[tuple[str, float]]:
     """Run `policy` on a batch (N, C, H, W) uint8 and return each transform's name and its rate in images a second."""
     result = []
     for transform in policy:
-        transform(images[:1], generator)  # the first call may import Albumentations or compile a kernel
+        _apply(transform, images[:1], generator)  # the first call may import Albumentations or compile a kernel
         start = time.perf_counter()
-        images = transform(images, generator)
+        images = _apply(transform, images, generator)
         images.flatten()[:1].tolist()  # a device runs behind: reading one value waits for it
         result.append(
             (

@@ -1,0 +1,16 @@
+"""Train a model and leave a run folder.
+
+optimizers   Adam, SGD, Muon; the average of the weights
+memory       will a batch fit?
+progress     what a training tells whoever watches it
+learner      a model and what it learns from: a batch becomes a loss; predictions
+rate         the range test of a recipe on its data
+loop         the training, top to bottom
+"""
+
+from .learner import Learner, predict, predict_views
+from .loop import train
+from .progress import Progress
+from .rate import find_lr, range_tests, suggested
+
+__all__ = ["Learner", "Progress", "find_lr", "predict", "predict_views", "range_tests", "suggested", "train"]

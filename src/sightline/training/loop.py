@@ -1,0 +1,345 @@
+"""Train a model and leave a run folder: one flat loop, top to bottom.
+
+Every random number is a function of (seed, epoch, step), so a training that is killed and resumed takes the same steps as one
+that isn't.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from .. import datasets, runs
+from ..exceptions import RecipeError, RunError, TrainingError
+from ..models import device_of
+from ..precision import Precision, machine
+from ..recipe import Recipe, load_recipe
+from ..runs import Predictions, Run
+from ..schedule import one_cycle
+from . import memory
+from .learner import Learner, choose_arithmetic, predict, predict_views, stream
+from .optimizers import Average, make_optimizer, parameters, set_rate
+from .progress import OnProgress, Progress, silent
+from .rate import find_lr, suggested
+
+CHECKPOINT_SECONDS = 60.0
+SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
+
+
+def train(
+    data: str | Path | datasets.Dataset,
+    folder: str | Path,
+    *,
+    recipe: str | Path | Recipe = "classic",
+    seed: int = 0,
+    precision: str = "auto",
+    device: str | None = None,
+    data_dir: Path | None = None,
+    size: int | None = None,
+    skip_bad: bool = False,
+    on_progress: OnProgress = silent,
+) -> Run:
+    """Train `recipe` on `data` and return the finished run in `folder`; go on where a killed training of the same stopped.
+
+    data: a name, a path or a Dataset.  device: "cpu", "cuda", … or None for the best there is.  precision: "auto" or a name in
+    `precision.NAMED`.
+    Raises RunError for a folder that holds something else, DataError for unusable data, RecipeError for an unusable recipe,
+    TrainingError for a loss that is not finite. On one machine a seed gives the same weights, bit for bit, on a CPU.
+    """
+    folder, where = Path(folder), device_of(device)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    runs.prepare(folder)
+    if not isinstance(data, datasets.Dataset):
+        on_progress(Progress("load"))
+        data = datasets.load(data, data_dir=data_dir, size=size, skip_bad=skip_bad)
+    settings = {
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "data": _describe(data),
+        "device": str(where),
+        "precision": precision,
+    }
+    with runs.locked(folder), torch.random.fork_rng(devices=[]):  # the caller's random state comes back as it was
+        return _train(data, folder, recipe, _plain(settings), where, on_progress)
+
+
+def _train(
+    data: datasets.Dataset, folder: Path, recipe: Recipe, settings: dict[str, Any], where: torch.device, on_progress: OnProgress
+) -> Run:
+    """The whole training, from its settings to the finished run."""
+    n, epochs, seed = len(data.train), recipe.epochs, settings["seed"]
+    batch = min(recipe.batch_size, n)
+    # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
+    steps = [max(1, int(recipe.kept(epoch) * n) // batch) for epoch in range(epochs)]  # of each epoch
+    tensors, state = _resumed(folder, settings)
+    if "arithmetic" not in state:
+        on_progress(Progress("precision"))
+        state["arithmetic"] = asdict(choose_arithmetic(settings["precision"], recipe, data, sum(steps), where))
+    learner = Learner.make(data, recipe, Precision(**state["arithmetic"]), seed=seed, device=where)
+    _try_out(learner, recipe, len(data.classes))
+    _refuse_too_large(learner, batch, where)
+    if "max_lr" not in state:
+        state["max_lr"], state["range_tests"] = recipe.max_lr, []
+        if recipe.max_lr == "auto":
+            # Short sweeps put the peak too low: the net can't learn enough before the rate is too high for it.
+            tests = find_lr(learner, recipe, steps=min(200, max(60, sum(steps) // 10)), seed=seed, on_progress=on_progress)
+            state["max_lr"], state["range_tests"] = suggested(tests), [test.to_dict() for test in tests]
+        runs.save_state(folder, {}, state)
+    model, optimizer = learner.model, make_optimizer(learner.model, recipe, batch)
+    average = Average(model, recipe.ema) if recipe.ema else None
+    losses = torch.zeros(n)  # each image's, when it was last seen
+    order = torch.empty(0, dtype=torch.int64)
+    _restore(model, optimizer, average, tensors)
+    losses, order = tensors.get("losses", losses), tensors.get("order", order)
+
+    rate: Callable[[int], float] = partial(one_cycle, total=sum(steps), max_lr=state["max_lr"], **recipe.cycle)
+    history: list[dict[str, float]] = state.setdefault("history", [])
+    for epoch in range(len(history), epochs):
+        begun = state.pop("within", None) or {"step": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}
+        if not begun["step"]:
+            order = _order(
+                losses, recipe.kept(epoch), steps[epoch] * batch, Generator().manual_seed(stream(seed, "order", epoch))
+            )
+        total_loss, correct, seconds = begun["loss"], begun["correct"], begun["seconds"]
+        start = saved = time.perf_counter()
+        model.train()
+        with closing(learner.images.batches(order[begun["step"] * batch :], batch)) as batches:
+            for step, (chosen, images) in enumerate(batches, begun["step"]):
+                number = stream(seed, "step", epoch, step)
+                torch.manual_seed(number)  # for what the model itself draws, such as dropout
+                set_rate(optimizer, lr := rate(sum(steps[:epoch]) + step))
+
+                with memory.explained(_trial(learner), batch, where):
+                    loss = learner.loss(learner.net, chosen, images, Generator().manual_seed(number), epoch, recipe.scale(epoch))
+                    loss.mean.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if average:
+                    average.update()
+                if recipe.keep:
+                    losses[chosen] = loss.each.cpu()
+
+                total_loss, correct, done = total_loss + loss.mean.item() * batch, correct + int(loss.right), (step + 1) * batch
+                if not math.isfinite(total_loss):
+                    raise TrainingError(_not_finite(epoch + 1, lr))
+                now = time.perf_counter()
+                speed = (step + 1 - begun["step"]) * batch / (now - start)
+                on_progress(
+                    Progress("train", step + 1, steps[epoch], epoch + 1, epochs, total_loss / done, correct / done, lr, speed)
+                )
+                if now - saved > CHECKPOINT_SECONDS:
+                    within = {"step": step + 1, "loss": total_loss, "correct": correct, "seconds": seconds + now - start}
+                    runs.save_state(folder, _tensors(model, optimizer, average, losses, order), {**state, "within": within})
+                    saved = now
+
+        last = epoch + 1 == epochs
+        if last and average:
+            on_progress(Progress("settle", epoch=epoch + 1, epochs=epochs))
+            with learner.arithmetic.autocast(where):
+                average.settle(model, _settling(learner, batch, seed, epoch))
+        row = {
+            "epoch": epoch + 1,
+            "lr": rate(sum(steps[: epoch + 1]) - 1),
+            "train_loss": total_loss / (steps[epoch] * batch),
+            "train_accuracy": correct / (steps[epoch] * batch),
+            "test_loss": math.nan,
+            "test_accuracy": math.nan,
+        }
+        if last or recipe.test_epochs == "all":
+            # The last epoch's test figures are those of the saved predictions, in float32.
+            arithmetic = Precision() if last else learner.arithmetic
+            watch = _testing(on_progress, epoch + 1, epochs)
+            logits = predict(model, data.test, learner.normalise, arithmetic, on_progress=watch)
+            predictions = Predictions.from_logits(logits, data.test.labels, data.test.ids, data.classes, "test")
+            row["test_loss"] = float(predictions.losses.astype(np.float64).mean())
+            row["test_accuracy"] = float((predictions.predicted == predictions.labels).mean())
+            if not math.isfinite(row["test_loss"]):
+                raise TrainingError(_not_finite(epoch + 1, row["lr"]))
+        history.append({**row, "seconds": seconds + time.perf_counter() - start})
+        if not last:
+            runs.save_state(folder, _tensors(model, optimizer, average, losses, order), state)
+        on_progress(Progress("epoch", epoch=epoch + 1, epochs=epochs, row=history[-1]))
+
+    views: dict[str, Any] = {}
+    if recipe.views != "none":
+        on_progress(Progress("views"))
+        seen = predict_views(model, data.test, learner.normalise, Precision(), logits, recipe.views)
+        views = {"views_accuracy": float((seen.argmax(1) == data.test.labels).mean())}
+    runs.write_weights(folder, model)
+    runs.write_history(folder, history)
+    predictions.write(folder)
+    mean, std = data.normalisation
+    info = {
+        **settings,
+        "normalisation": {"mean": mean, "std": std},
+        "arithmetic": asdict(learner.arithmetic),
+        "max_lr": state["max_lr"],
+        "range_tests": state["range_tests"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": machine(where),
+        "versions": {
+            "sightline": version("sightline"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "results": {**history[-1], **views, "n_test": len(data.test), "seconds": sum(row["seconds"] for row in history)},
+    }
+    return runs.finish(folder, info)
+
+
+def _order(losses: Tensor, kept: float, count: int, generator: Generator) -> Tensor:
+    """`count` images in random order, of all or of those with the highest of `losses` (N,), a share of `kept`."""
+    if kept == 1:
+        return torch.randperm(len(losses), generator=generator)[:count]
+    hardest = losses.argsort(descending=True, stable=True)[:count]
+    return hardest[torch.randperm(count, generator=generator)]
+
+
+def _settling(learner: Learner, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Inputs as in training, of some thousand images."""
+    generator = Generator().manual_seed(stream(seed, "settle"))
+    order = torch.randperm(len(learner.images), generator=generator)[: max(batch, SETTLE_IMAGES)]
+    with closing(learner.images.batches(order, batch)) as batches:
+        for chosen, images in batches:
+            yield learner.inputs(chosen, images, generator, epoch)[0]
+
+
+def _trial(learner: Learner) -> Callable[[int], None]:
+    """A step forward and back on so many images of noise, for finding out how many fit."""
+
+    def step(images: int) -> None:
+        learner.forward(images).float().sum().backward()
+        learner.model.zero_grad()
+
+    return step
+
+
+def _refuse_too_large(learner: Learner, batch: int, device: torch.device) -> None:
+    """Raise TrainingError where a batch is certain not to fit, before the operating system kills the process for it."""
+    free = memory.available(device)
+    if free is None or learner.arithmetic.compiled:
+        return
+    modes = {module: module.training for module in learner.model.modules()}
+    learner.model.eval()  # noise is not for batch norm's statistics
+    an_image, besides = memory.kept_bytes(learner.forward)
+    if an_image * batch + besides > free:
+        raise memory.too_large(batch, max(0, int(0.8 * (free - besides) / max(an_image, 1))), device)
+    for module, training in modes.items():
+        module.training = training
+
+
+def _testing(on_progress: OnProgress, epoch: int, epochs: int) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(Progress("test", done, total, epoch, epochs))
+
+
+@torch.no_grad()
+def _try_out(learner: Learner, recipe: Recipe, classes: int) -> None:
+    """Raise RecipeError unless the model turns two images into (2, classes) logits."""
+    height, width = learner.images.shape
+    what = f"the model '{recipe.model}', given images of {height}×{width} pixels,"
+    mode = {module: module.training for module in learner.model.modules()}
+    try:
+        logits = learner.model.eval()(learner.normalise(learner.images.take(torch.arange(2))).contiguous())
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise RecipeError(f"{what} fails ({str(error).splitlines()[0]}); change the model or the images' --size") from error
+    finally:
+        for module, training in mode.items():
+            module.training = training
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, classes):
+        raise RecipeError(f"{what} returns {shape} for two of them, not (2, {classes}): one logit a class is needed")
+    if not any(p.requires_grad for p in learner.model.parameters()):
+        raise RecipeError(f"{what} has no parameters to train")
+
+
+def _describe(data: datasets.Dataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "hash": data.content_hash,
+        "classes": list(data.classes),
+        "shape": list(data.train.images.shape[1:]),
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "skipped": list(data.skipped),
+        **data.options,
+    }
+
+
+def _resumed(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a killed training, or of a new one. Raises RunError where the killed one had other settings."""
+    found = runs.load_state(folder)
+    if found is None:
+        return {}, {"settings": settings}
+    tensors, state = found
+    for key, value in settings.items():
+        if state["settings"][key] != value:
+            change = _difference(state["settings"][key], value)
+            raise RunError(f"{folder} is an unfinished run with another {key} ({change}); give the same, or choose another -o")
+    return tensors, state
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as JSON gives them back, lists for tuples, so that those of a killed run can be compared."""
+    return cast(dict[str, Any], json.loads(json.dumps(settings)))
+
+
+def _difference(then: Any, now: Any) -> str:
+    """The first thing that differs, in a few words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        key = next(k for k in {**then, **now} if then.get(k) != now.get(k))
+        return f"{key} {_difference(then.get(key), now.get(key))}"
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return next(_difference(a, b) for a, b in zip(then, now, strict=True) if a != b)
+    return f"{str(then)[:60]}, now {str(now)[:60]}"
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer, average: Average | None, losses: Tensor, order: Tensor) -> dict[str, Tensor]:
+    """Weights, buffers, the optimiser's memory, the average's and the images' losses and order under flat names."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for i, kept in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in kept.items()}
+    if average:
+        tensors |= {f"average.{i}": value for i, value in enumerate(average.sums)} | {"steps": torch.tensor(average.steps)}
+    return {**tensors, "losses": losses, "order": order}
+
+
+def _restore(model: nn.Module, optimizer: Optimizer, average: Average | None, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `_tensors`; no tensors, no change."""
+    if not tensors:
+        return
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    learned = parameters(optimizer)
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            # The same strides as before: vectorised arithmetic may round differently at other places in memory.
+            parameter = learned[int(i)]
+            same_shape = value.shape == parameter.shape
+            optimizer.state[parameter][key] = (
+                torch.empty_like(parameter).copy_(value) if same_shape else value.to(parameter.device)
+            )
+    if average:
+        average.steps = int(tensors["steps"])
+        for place, total in enumerate(average.sums):
+            total.copy_(tensors[f"average.{place}"])
+
+
+def _not_finite(epoch: int, lr: float) -> str:
+    return (
+        f"the loss stopped being finite in epoch {epoch}, at learning rate {lr:.3g}; with another -o, try a lower --max-lr "
+        f"(such as {lr / 3:.2g}) or --precision fp32, or look for damaged images with `sightline data`"
+    )

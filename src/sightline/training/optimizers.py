@@ -1,0 +1,133 @@
+"""The optimisers, with a rate that is set before each step, and the average of the weights.
+
+Every parameter group has a `share`: its rate is the training's rate times that, so one number drives them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.swa_utils import update_bn
+
+from ..recipe import Recipe
+
+# Of muon: the rates of vectors (norms' biases) and of the head's matrix beside the filters', an image of the batch.
+VECTORS = 0.22
+HEAD = 2.8
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, batch: int) -> Optimizer:
+    """Return the recipe's optimiser of `model`, for batches of `batch` images."""
+    if recipe.optimizer == "muon":
+        return Muon(model, recipe, batch)
+    groups = _groups(model, recipe)
+    if recipe.optimizer == "sgd":
+        return SGD(groups, lr=1e-3, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+    return Adam(groups, lr=1e-3, fused=True)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+
+
+def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters in the order in which the optimiser's state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """All parameters in one group, or what is not to be decayed (norms and biases: vectors) in a second."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    if recipe.decay_all:
+        return [{"params": learned, "weight_decay": recipe.weight_decay, "share": 1.0}]
+    decayed, others = [p for p in learned if p.ndim > 1], [p for p in learned if p.ndim <= 1]
+    groups = [(decayed, recipe.weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay, "share": 1.0} for params, decay in groups if params]
+
+
+class Muon(Optimizer):
+    """Orthogonalised updates for filters, SGD with Nesterov's momentum for the rest (K. Jordan 2024).
+
+    https://kellerjordan.github.io/posts/muon/, in the form that it has for small convolutional nets in
+    https://github.com/KellerJordan/cifar10-airbench. Filters (4-D) are scaled to the norm √(number of filters) before each
+    step, which is free where a norm follows each of them, and moved by the rate times the orthogonal factor of their momentum.
+    The other parameters' rates are VECTORS or HEAD / columns² times the filters', times the images of a batch, so that they
+    stand for a *sum* over images and another batch size needs no other rate. Their decay is a share of the weights that
+    each image takes off, `recipe.weight_decay` at the recipe's peak rate.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, batch: int) -> None:
+        learned = [p for p in model.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [p for p in learned if p.ndim == 4], "share": 1.0, "decay": 0.0}]
+        for p in learned:
+            if p.ndim != 4:
+                share = batch * (VECTORS if p.ndim < 2 else HEAD / p.shape[1] ** 2)
+                peak = recipe.max_lr if recipe.max_lr != "auto" else 1.0
+                groups.append({"params": [p], "share": share, "decay": batch * recipe.weight_decay / (peak * share)})
+        super().__init__([group for group in groups if group["params"]], {"lr": 1e-3, "momentum": recipe.momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take a step; a closure is not called."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
+
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        memory = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        gradient = gradient.add(p, alpha=group["decay"])
+        memory.mul_(group["momentum"]).add_(gradient)
+        update = gradient.add(memory, alpha=group["momentum"])
+        if p.ndim == 4:
+            p.mul_(len(p) ** 0.5 / p.norm())
+            update = orthogonal(update.flatten(1)).view_as(p)
+        p.add_(update, alpha=-group["lr"])
+
+
+def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
+    """Return nearly the orthogonal factor U Vᵀ of a matrix U S Vᵀ (m, n) float32, in the same dtype.
+
+    By Newton and Schulz's iteration with the quintic of K. Jordan, which raises small singular values fast and
+    leaves them between 0.5 and 1.5 rather than at 1; computed in bfloat16, which suffices for that.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16() / (matrix.norm() + 1e-7).bfloat16()
+    tall = len(x) > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    factor: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return factor
+
+
+class Average:
+    """The exponential moving average of a model's parameters (B. Polyak, A. Juditsky 1992), debiased.
+
+    Batch-norm statistics are not averaged: those of other weights fit no average. They are measured anew at the end.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.learned: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.sums = [torch.zeros_like(p) for p in self.learned]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the model's weights of now into the average."""
+        torch._foreach_lerp_(self.sums, self.learned, 1 - self.decay)
+        self.steps += 1
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Make the average the model's weights, and measure its batch-norm statistics on `batches` of its inputs."""
+        for parameter, total in zip(self.learned, self.sums, strict=True):
+            parameter.copy_(total / (1 - self.decay**self.steps))
+        update_bn(batches, model)

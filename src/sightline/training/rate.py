@@ -1,0 +1,99 @@
+"""The learning-rate range test of a recipe on its data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from .. import datasets
+from ..exceptions import TrainingError
+from ..models import device_of
+from ..recipe import Recipe
+from ..schedule import RangeTest, range_test
+from .learner import Learner, choose_arithmetic, stream
+from .optimizers import make_optimizer, set_rate
+from .progress import OnProgress, Progress, silent
+
+Drawn = tuple[tuple[Tensor, Tensor], Generator]
+
+
+def find_lr(
+    learner: Learner,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    sweeps: int = 3,
+    steps: int = 200,
+    on_progress: OnProgress = silent,
+) -> list[RangeTest]:
+    """Run `sweeps` range tests of the recipe on fresh draws of the images; model and random state come back as they were."""
+    n = len(learner.images)
+    batch = min(recipe.batch_size, n)
+    tests: list[RangeTest] = []
+    taken = count(1)
+    for sweep in range(sweeps):
+        optimizer = make_optimizer(learner.model, recipe, batch)
+        streams = [Generator().manual_seed(stream(seed, "range test", sweep, i)) for i in range(steps)]
+        order = torch.cat([torch.randint(n, (batch,), generator=generator) for generator in streams])
+        batches = zip(learner.images.batches(order, batch), streams, strict=True)
+
+        def step(lr: float, batches: Iterator[Drawn] = batches, optimizer: Optimizer = optimizer) -> float:
+            (chosen, images), generator = next(batches)
+            loss = learner.loss(learner.model, chosen, images, generator).mean
+            loss.backward()
+            set_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad()
+            on_progress(Progress("range test", next(taken), sweeps * steps, loss=loss.item(), lr=lr))
+            return loss.item()
+
+        with _untouched(learner.model):
+            tests.append(range_test(step, steps=steps))
+    return tests
+
+
+def range_tests(
+    data: datasets.Dataset,
+    recipe: Recipe,
+    *,
+    sweeps: int = 3,
+    steps: int = 200,
+    seed: int = 0,
+    precision: str = "auto",
+    device: str | None = None,
+    on_progress: OnProgress = silent,
+) -> list[RangeTest]:
+    """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto"."""
+    where = device_of(device)
+    on_progress(Progress("precision"))
+    arithmetic = choose_arithmetic(precision, recipe, data, sweeps * steps, where)
+    learner = Learner.make(data, recipe, arithmetic, seed=seed, device=where)
+    return find_lr(learner, recipe, sweeps=sweeps, steps=steps, seed=seed, on_progress=on_progress)
+
+
+def suggested(tests: list[RangeTest]) -> float:
+    """The median of the sweeps' *peak* suggestions. Raises TrainingError where no sweep found a descent."""
+    found = [test.peak for test in tests if test.peak is not None]
+    if not found:
+        raise TrainingError("the range test found no rate at which the loss falls; give one with --max-lr, such as 0.01")
+    return float(np.median(found))
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put the model's weights and buffers, its mode and torch's random state back at the end."""
+    before, mode = copy.deepcopy(model.state_dict()), model.training
+    with torch.random.fork_rng():
+        model.train()
+        try:
+            yield
+        finally:
+            model.load_state_dict(before)
+            model.train(mode)

@@ -1,0 +1,90 @@
+"""Batches that don't fit: reckoned before, found out after, and said in one line with the largest that does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.exceptions import TrainingError
+from sightline.training import memory
+
+CPU = torch.device("cpu")
+
+
+def test_what_a_forward_pass_keeps_is_counted_to_the_byte() -> None:
+    model = nn.Sequential(nn.Linear(100, 200), nn.Tanh(), nn.Linear(200, 10))
+
+    def forward(images: int) -> Tensor:
+        logits: Tensor = model(torch.ones(images, 100))
+        return logits
+
+    an_image, besides = memory.kept_bytes(forward)
+    assert an_image == 4 * (100 + 200)  # the input, and tanh's output, which the next layer keeps too
+    assert besides == 4 * 200 * 10  # the last matrix, for the gradient of its input
+
+
+@pytest.mark.parametrize("fits", [0, 1, 2, 37, 500, 999])
+def test_the_largest_batch_is_found_by_halving(fits: int) -> None:
+    def step(images: int) -> None:
+        if images > fits:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried …")
+
+    found = memory.largest(step, 1000)
+    assert fits - max(1, fits // 16) <= found <= fits
+
+
+def test_another_error_is_not_taken_for_it() -> None:
+    def step(images: int) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"), memory.explained(step, 10, CPU):
+        step(10)
+    with pytest.raises(TrainingError, match="the largest that fits is 7: give --batch-size 7"):
+        raise memory.too_large(10, 7, CPU)
+
+
+def test_available_memory_is_a_sensible_number_or_unknown() -> None:
+    free = memory.available(CPU)
+    assert free is None or 10**7 < free < 10**14
+    assert memory.available(torch.device("meta")) is None
+
+
+LIMITED = """
+    import resource, sys
+    import torch
+    from sightline.exceptions import TrainingError
+    from sightline.planted import planted
+    from sightline.recipe import RECIPES
+    from sightline.training import memory, train
+    torch.set_num_threads(1)
+    data = planted("planted:clean", n_train=6000, n_test=50, size=64)
+    recipe = RECIPES["demo"].with_(epochs=1, batch_size=int(sys.argv[2]))
+    memory.available = lambda device: None  # so that the allocation itself fails
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + 900_000_000, used + 900_000_000))
+    try:
+        train(data, sys.argv[1], recipe=recipe, precision="fp32")
+    except TrainingError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_training_that_runs_out_of_memory_names_a_batch_that_then_fits(tmp_path_factory: pytest.TempPathFactory) -> None:
+    def run(batch: int) -> str:
+        folder = tmp_path_factory.mktemp("run") / "run"
+        command = [sys.executable, "-c", textwrap.dedent(LIMITED), str(folder), str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-500:]
+        return done.stdout
+
+    said = run(6000)
+    assert said.startswith("a batch of 6000 images needs more memory than cpu has left; the largest that fits is ")
+    fits = int(said.split("give --batch-size ")[1].split(",")[0])
+    assert 50 < fits < 5000
+    assert run(int(0.9 * fits)) == ""  # a training holds a little more than a single trial step
