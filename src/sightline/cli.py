@@ -165,13 +165,21 @@ def lr(
             loaded, chosen, sweeps=sweeps, steps=steps, seed=seed, precision=precision, device=device, on_progress=bars.training
         )
     write_range_test(tests, picture)
+    max_lr, together = suggested(tests)
     if as_json:
-        _print_json({"max_lr": suggested(tests), "sweeps": [test.to_dict() for test in tests], "curve": str(picture)})
+        sweeps_found = [test.to_dict() for test in tests]
+        _print_json({"max_lr": max_lr, **together.to_dict(), "sweeps": sweeps_found, "curve": str(picture)})
         return
-    rows = [(i + 1, len(test.lrs), *map(_rate, (test.steepest, test.valley, test.peak))) for i, test in enumerate(tests)]
+    rows: list[tuple[object, ...]] = [
+        (i + 1, len(test.lrs), *map(_rate, (test.steepest, test.valley, test.peak))) for i, test in enumerate(tests)
+    ]
+    medians = (together.steepest, together.valley, together.peak)
+    rows.append(("median", "", *(_rate(m.lr if m else None) for m in medians)))
+    rows.append(("± decades", "", *(f"{m.spread:.2f}" if m and m.spread is not None else "–" for m in medians)))
     _say(
         table(("sweep", "steps taken", "steepest", "valley", "peak"), rows),
-        f"For one-cycle: --max-lr {suggested(tests):.3g} (the median of the peaks). The curve: {picture}",
+        f"For one-cycle: --max-lr {max_lr:.3g} (the median of the peaks). The curve: {picture}",
+        *_doubts(together.to_dict()),
     )
 
 
@@ -227,6 +235,7 @@ def train(
         f"Test accuracy {_accuracy(run)} after {long} and {duration(results['seconds'])}"
         f" on {run.info['device']} ({run.info['arithmetic']['dtype']}).",
         *([f"With more views of each image: {results['views_accuracy']:.2%}."] if "views_accuracy" in results else []),
+        *_doubts(run.info["suggestion"]),
         f"The run: {folder}. Next: sightline report {folder}",
     )
 
@@ -364,6 +373,11 @@ def _recipe(name: str, *, augment: Path | None = None, **changes: Any) -> Recipe
     from .recipe import load_recipe
 
     return load_recipe(name).with_(**changes, augment=from_albumentations(augment) if augment else None)
+
+
+def _doubts(suggestion: dict[str, Any] | None) -> list[str]:
+    """What makes a range test's suggestion unsure."""
+    return [f"The range test is unsure: {'; '.join(suggestion['doubts'])}."] if suggestion and suggestion["doubts"] else []
 
 
 def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) -> Dataset:

@@ -93,11 +93,12 @@ def _train(
     _try_out(learner, recipe, len(data.classes))
     _refuse_too_large(learner, batch, where)
     if "max_lr" not in state:
-        state["max_lr"], state["range_tests"] = recipe.max_lr, []
+        state["max_lr"], state["range_tests"], state["suggestion"] = recipe.max_lr, [], None
         if recipe.max_lr == "auto":
             # Short sweeps put the peak too low: the net can't learn enough before the rate is too high for it.
             tests = find_lr(learner, recipe, steps=min(200, max(60, sum(steps) // 10)), seed=seed, on_progress=on_progress)
-            state["max_lr"], state["range_tests"] = suggested(tests), [test.to_dict() for test in tests]
+            state["max_lr"], together = suggested(tests)
+            state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe, batch)
     average = Average(model, recipe.ema) if recipe.ema else None
@@ -189,6 +190,7 @@ def _train(
         "arithmetic": asdict(learner.arithmetic),
         "max_lr": state["max_lr"],
         "range_tests": state["range_tests"],
+        "suggestion": state["suggestion"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "machine": machine(where),
         "versions": {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +15,7 @@ from .. import datasets
 from ..exceptions import TrainingError
 from ..models import device_of
 from ..recipe import Recipe
-from ..schedule import RangeTest, range_test
+from ..schedule import RangeTest, Suggestion, combine, range_test
 from .learner import Learner, choose_arithmetic, stream
 from .optimizers import make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
@@ -78,12 +77,15 @@ def range_tests(
     return find_lr(learner, recipe, sweeps=sweeps, steps=steps, seed=seed, on_progress=on_progress)
 
 
-def suggested(tests: list[RangeTest]) -> float:
-    """The median of the sweeps' *peak* suggestions. Raises TrainingError where no sweep found a descent."""
-    found = [test.peak for test in tests if test.peak is not None]
-    if not found:
+def suggested(tests: Sequence[RangeTest]) -> tuple[float, Suggestion]:
+    """The rate for one-cycle, the median of the sweeps' *peaks*, and all that they say together.
+
+    Raises TrainingError where no sweep found a descent.
+    """
+    together = combine(tests)
+    if together.peak is None:
         raise TrainingError("the range test found no rate at which the loss falls; give one with --max-lr, such as 0.01")
-    return float(np.median(found))
+    return together.peak.lr, together
 
 
 @contextmanager
