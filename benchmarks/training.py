@@ -1,38 +1,65 @@
-"""Training throughput of ResNet-18: Sightline against the plain stack that it starts from.
+"""What training costs here: against the plain stack that Sightline starts from, and against airbench94-muon.
 
-    python benchmarks/training.py [--rounds 3] [--steps 2] [--json training.json]
+    python benchmarks/training.py                    all but the long ones: throughput, loader, share (ten minutes)
+    python benchmarks/training.py SECTION …          some of: throughput, loader, share, runs, elsewhere, ablation
+        [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--data-dir DIR]
 
-The plain stack is what a course notebook does: eager float32 and a DataLoader that calls Albumentations image by image (in the
-training's own process: workers would go on loading during the other side's turn, and take its cores). Both sides run in turn in
-one process on the same images, batch size, optimiser and number of threads; the first step of each is not counted. Prints a
-table and writes JSON. About four minutes on two cores.
+throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
+loader       images/s of each built-in recipe's augmentation alone: whole batches, and Albumentations image by image
+share        the share of the machine's bfloat16 matrix throughput that a training step sustains
+runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the
+             trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
+             wanted, or airbench (benchmarks/airbench.py).  Hours.
+elsewhere    `fast` and `classic` on generated scenes and on a folder of 64×64 images, classic's epochs fitted to fast's time
+ablation     `fast` on CIFAR-10 without each of its parts.  Hours.
+
+Each section prints a table and replaces its own part of the JSON file. In `throughput` the plain loader runs in the training's
+own process: workers would go on loading during the other side's turn, and take its cores. Nothing else should run meanwhile.
 """
+# ruff: noqa: E402 — the clock starts before torch is imported, which takes seconds
 
 from __future__ import annotations
+
+import time
+
+START = time.perf_counter()
 
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
-import time
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from sightline.augment import rates
+from sightline.augment import augment, bind, to_albumentations
+from sightline.datasets import Dataset as Images
 from sightline.datasets import Split
-from sightline.models import best_device, build
+from sightline.models import FastNet, best_device, build, to_device
 from sightline.planted import planted
-from sightline.precision import choose
-from sightline.recipe import load_recipe
+from sightline.recipe import Recipe, load_recipe
 from sightline.terminal import table
-from sightline.training import Learner, make_optimizer
+from sightline.training import Learner, Progress, train
+from sightline.training.learner import choose_arithmetic
+from sightline.training.optimizers import make_optimizer, set_rate
+
+console = Console()
+
+
+# ---------------------------------------------------------------- the plain stack
 
 
 class Plain(Dataset[tuple[Tensor, int]]):
@@ -78,21 +105,20 @@ def plain_steps(
             yield
 
 
-def sightline_steps(learner: Learner, batch: int) -> Iterator[None]:
+def sightline_steps(learner: Learner, recipe: Recipe, scale: float = 1.0) -> Iterator[None]:
     """Train as `sightline train` does; every `next` is one step."""
-    recipe = load_recipe("classic")
-    optimizer = make_optimizer(learner.model, recipe)
+    optimizer = make_optimizer(learner.model, recipe, recipe.batch_size)
+    set_rate(optimizer, 1e-3)
     learner.model.train()
     stream = Generator().manual_seed(0)
     while True:
-        for chosen in torch.randperm(len(learner.images), generator=stream).split(batch):
-            if len(chosen) == batch:
-                loss, _ = learner.loss(learner.net, chosen, stream)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                loss.item()
-                yield
+        for chosen, images in learner.images.batches(torch.randperm(len(learner.images), generator=stream), recipe.batch_size):
+            loss = learner.loss(learner.net, chosen, images, stream, 0, scale).mean
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()
+            yield
 
 
 def measure(steps: Iterator[None], count: int, batch: int) -> float:
@@ -103,66 +129,282 @@ def measure(steps: Iterator[None], count: int, batch: int) -> float:
     return count * batch / (time.perf_counter() - start)
 
 
-def loaders(split: Split, mean: tuple[float, ...], std: tuple[float, ...], learner: Learner) -> dict[str, float]:
-    """Images a second of the augmentation alone, on one batch of 512: whole batches, and Albumentations image by image."""
-    plain = Plain(split, mean, std)
-    start = time.perf_counter()
-    for i in range(512):
-        plain[i]
-    one_by_one = 512 / (time.perf_counter() - start)
-    images = learner.images[:512]
-    whole = 1 / sum(1 / rate for _, rate in rates(learner.policy, images, Generator().manual_seed(0)))
-    return {"sample by sample": one_by_one, "whole batches": whole}
+def learner_of(data: Images, recipe: Recipe, device: torch.device) -> Learner:
+    """A learner with the arithmetic that a training of the recipe chooses."""
+    steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
+    return Learner.make(data, recipe, choose_arithmetic("auto", recipe, data, steps, device), seed=0, device=device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", type=Path, default=Path("training.json"))
-    options = parser.parse_args()
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of one) and n."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": deviation, "n": len(values), "values": list(values)}
+
+
+# ---------------------------------------------------------------- sections
+
+
+def throughput(options: argparse.Namespace) -> dict[str, Any]:
+    """ResNet-18 as in `classic`, both sides in turn; the first step of each is not counted."""
     device, data, recipe = torch.device(best_device()), planted("planted:clean"), load_recipe("classic")
-    mean, std = data.normalisation
-    arithmetic = choose(
-        options.precision,
-        lambda: build("resnet18", classes=10),
-        key="resnet18",
-        shape=(options.batch, 3, 32, 32),
-        classes=10,
-        steps=20 * 97,
-        device=device,
-    )
-    learner = Learner.make(data, recipe, arithmetic, seed=0, device=device)
+    learner = learner_of(data, recipe, device)
     sides = {
-        "plain": plain_steps(data.train, mean, std, options.batch, device),
-        "sightline": sightline_steps(learner, options.batch),
+        "plain": plain_steps(data.train, *data.normalisation, recipe.batch_size, device),
+        "sightline": sightline_steps(learner, recipe),
     }
     for steps in sides.values():
         next(steps)
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, steps in sides.items():
-            speeds[name].append(measure(steps, options.steps, options.batch))
+            speeds[name].append(measure(steps, 2, recipe.batch_size))
     ratios = [b / a for a, b in zip(speeds["plain"], speeds["sightline"], strict=True)]
     rows = [(name, f"{statistics.median(s):.1f}", f"{min(s):.1f}", f"{max(s):.1f}") for name, s in speeds.items()]
     rows.append(("ratio", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"))
-    augmentation = loaders(data.train, mean, std, learner)
-    console = Console()
+    hours = 20 * 50_000 / statistics.median(speeds["plain"]) / 3600
+    rows.append(("plain: hours for 20 epochs of 50,000", f"{hours:.2f}", "", ""))
     console.print(table(("ResNet-18, images/s", "median", "min", "max"), rows, left=("ResNet-18, images/s",)))
-    console.print(table(("augmentation alone", "images/s"), [(k, f"{v:,.0f}") for k, v in augmentation.items()]))
-    result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}",
-        "arithmetic": str(arithmetic),
-        "batch": options.batch,
-        "steps_a_round": options.steps,
-        "images_per_second": speeds,
-        "ratio": ratios,
-        "augmentation_images_per_second": augmentation,
+    return {"arithmetic": str(learner.arithmetic), "images_per_second": speeds, "ratio": ratios, "plain_hours": hours}
+
+
+def loader(options: argparse.Namespace) -> dict[str, Any]:
+    """Each recipe's augmentation alone on CIFAR-sized images: whole batches of 512, Albumentations one by one."""
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
+
+    data = planted("planted:clean", n_train=2048, n_test=10)
+    mean, std = data.normalisation
+    found: dict[str, Any] = {}
+    for name in ("classic", "strong", "fast"):
+        policy = bind(load_recipe(name).augment, mean)
+        composed = A.Compose([*to_albumentations(policy), A.Normalize(mean, std), ToTensorV2()])
+        normalise = learner_of(data, load_recipe(name).with_(batch_size=512), torch.device("cpu")).normalise
+        images, stream = to_device(data.train.images), Generator().manual_seed(0)
+        rates: dict[str, list[float]] = {"sample by sample": [], "whole batches": []}
+        for _ in range(options.rounds + 1):
+            start = time.perf_counter()
+            for image in data.train.images[:512]:
+                composed(image=image)["image"]
+            rates["sample by sample"].append(512 / (time.perf_counter() - start))
+            start = time.perf_counter()
+            for i, chosen in enumerate(torch.randperm(2048, generator=stream).split(512)):
+                normalise(augment(policy, images[chosen], stream, chosen, i))
+            rates["whole batches"].append(2048 / (time.perf_counter() - start))
+        found[name] = {side: values[1:] for side, values in rates.items()}  # the first round warms up
+        found[name]["ratio"] = [b / a for a, b in zip(*found[name].values(), strict=True)]
+    rows = [(name, *(f"{statistics.median(values):,.0f}" for values in sides.values())) for name, sides in found.items()]
+    console.print(table(("recipe", "sample by sample, images/s", "whole batches", "ratio"), rows, left=("recipe",)))
+    return found
+
+
+def share(options: argparse.Namespace) -> dict[str, Any]:
+    """FLOPs a second of training steps beside those of a large bfloat16 matrix product, in turn."""
+    device, data = torch.device(best_device()), planted("planted:clean")
+    a = torch.randn(2048, 2048, device=device).bfloat16()
+
+    def product() -> float:
+        start = time.perf_counter()
+        for _ in range(8):
+            (a @ a).flatten()[0].item()
+        return 8 * 2 * 2048**3 / (time.perf_counter() - start)
+
+    sides: dict[str, tuple[Iterator[None], int, float, str]] = {}
+    for name in ("classic", "fast"):
+        recipe = load_recipe(name).with_(batch_size=500)
+        learner = learner_of(data, recipe, device)
+        with FlopCounterMode(display=False) as counter:
+            learner.loss(learner.model, torch.arange(2), learner.images.take(torch.arange(2)), Generator()).mean.backward()
+        learner.model.zero_grad()
+        flops = counter.get_total_flops() / 2
+        sides[name] = (sightline_steps(learner, recipe), 500, flops, str(learner.arithmetic))
+    for steps, *_ in sides.values():
+        next(steps)
+    product()
+    found: dict[str, Any] = {
+        name: {"flops_an_image": side[2], "arithmetic": side[3], "share": []} for name, side in sides.items()
     }
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
-    console.print(f"Arithmetic: {arithmetic}. Written to {options.json}.")
+    peaks = []
+    for _ in range(options.rounds):
+        for name, (steps, batch, flops, _) in sides.items():
+            peaks.append(product())
+            found[name]["share"].append(measure(steps, 2, batch) * flops / peaks[-1])
+    rows = [
+        (name, f"{side['flops_an_image'] / 1e9:.3f}", *(f"{f(side['share']):.0%}" for f in (statistics.median, min, max)))
+        for name, side in found.items()
+    ]
+    console.print(table(("training step", "GFLOP an image", "share of a bf16 matrix product", "min", "max"), rows))
+    return {**found, "matrix_product_flops_per_second": peaks}
+
+
+def runs(options: argparse.Namespace) -> dict[str, Any]:
+    """Whole trainings on CIFAR-10 in turn, seed after seed."""
+    sides = options.sides.split(",")
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for side in sides:
+            found[side].append(one(side, seed, options.data_dir))
+            console.print(f"{side}, seed {seed}: {found[side][-1]}")
+    result = {}
+    for side, results in found.items():
+        keys = [key for key in results[0] if all(isinstance(r.get(key), float) for r in results)]
+        result[side] = {key: summary([r[key] for r in results]) for key in keys}
+    rows = [
+        (side, key, f"{value['mean']:.4f}", "" if value["sd"] is None else f"{value['sd']:.4f}", value["n"])
+        for side, values in result.items()
+        for key, value in values.items()
+    ]
+    console.print(table(("side", "figure", "mean", "sd", "n"), rows, left=("side", "figure")))
+    return result
+
+
+def one(side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = None, data: str = "cifar10") -> dict[str, float]:
+    """Train once in a process of its own, and return its figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "result.json")
+        if side == "airbench":
+            command = [str(Path(__file__).with_name("airbench.py")), "--seed", str(seed), "--json", str(out)]
+            command += ["--data-dir", str(data_dir)] if data_dir else []
+        else:
+            name = side.rstrip("0123456789")
+            chosen = recipe or load_recipe(name).with_(epochs=int(side[len(name) :] or load_recipe(name).epochs))
+            command = [__file__, "child", "--recipe", json.dumps(chosen.to_dict()), "--data", data, "--seed", str(seed)]
+            command += ["--json", str(out), "--folder", str(Path(folder, "run"))]
+            command += ["--data-dir", str(data_dir)] if data_dir else []
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        result = json.loads(out.read_text())
+    kept = ("single_view", "mirror", "six_views", "views", "seconds_to_model", "seconds_with_testing", "peak_bytes")
+    return {key: float(result[key]) for key in kept if result.get(key) is not None}
+
+
+def child(options: argparse.Namespace) -> None:
+    """What `one` starts: a training, timed from the process's start to its last step."""
+    trained = 0.0
+
+    def watch(now: Progress) -> None:
+        nonlocal trained
+        if now.stage in ("train", "settle"):
+            trained = time.perf_counter() - START
+
+    recipe = Recipe.from_dict(json.loads(options.recipe))
+    run = train(options.data, options.folder, recipe=recipe, seed=options.seed, data_dir=options.data_dir, on_progress=watch)
+    results = run.info["results"]
+    figures = {
+        "single_view": results["test_accuracy"],
+        "views": results.get("views_accuracy"),
+        "seconds_to_model": trained,
+        "seconds_with_testing": time.perf_counter() - START,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    options.json.write_text(json.dumps(figures))
+
+
+def elsewhere(options: argparse.Namespace) -> dict[str, Any]:
+    """`fast` on other data, untuned, and `classic` with as many epochs as fit into the same time (at least one)."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in (("planted:clean", "planted:clean"), ("a folder, 64×64", write_folder(Path(folder, "images")))):
+            sides: dict[str, list[dict[str, float]]] = {"fast": [], "classic": []}
+            epochs = 1
+            for seed in range(options.seeds):
+                sides["fast"].append(one("fast", seed, options.data_dir, load_recipe("fast"), data))
+                if seed == 0:  # an epoch of classic, to know what fits
+                    quick = load_recipe("classic").with_(epochs=1, max_lr=0.01)
+                    a, b = (one("classic", 0, None, quick.with_(epochs=k), data)["seconds_to_model"] for k in (1, 2))
+                    epochs = max(1, int((sides["fast"][0]["seconds_to_model"] - (2 * a - b)) / (b - a)))
+                fitted = load_recipe("classic").with_(epochs=epochs, max_lr=0.01)
+                sides["classic"].append(one("classic", seed, options.data_dir, fitted, data))
+            found[name] = {
+                side: {"epochs": epochs if side == "classic" else load_recipe("fast").epochs}
+                | {key: summary([r[key] for r in results]) for key in ("single_view", "seconds_to_model")}
+                for side, results in sides.items()
+            }
+    rows = [
+        (name, side, values["epochs"], f"{values['single_view']['mean']:.2%}", f"{values['seconds_to_model']['mean']:.0f}")
+        for name, sides in found.items()
+        for side, values in sides.items()
+    ]
+    console.print(table(("data", "recipe", "epochs", "test accuracy", "seconds"), rows, left=("data", "recipe")))
+    return found
+
+
+def write_folder(root: Path, size: int = 64) -> str:
+    """A folder of PNG files, train and test, a sub-folder a class: generated scenes of another seed."""
+    from PIL import Image
+
+    data = planted("planted:clean", seed=7, size=size, n_train=4000, n_test=1000)
+    for split, part in (("train", data.train), ("test", data.test)):
+        for i, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            path = root / split / data.classes[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return str(root)
+
+
+def ablation(options: argparse.Namespace) -> dict[str, Any]:
+    """`fast` without each of its parts, at its own number of epochs; what saves time is judged with its seconds beside it."""
+    from sightline.augment import HorizontalFlip, RandomCrop
+
+    fast = load_recipe("fast")
+    variants: dict[str, Recipe] = {
+        "fast": fast,
+        "no flip": replace(fast, augment=(RandomCrop(2),)),
+        "random flip": replace(fast, augment=(RandomCrop(2), HorizontalFlip())),
+        "no crop": replace(fast, augment=(HorizontalFlip(alternating=True),)),
+        "no label smoothing": replace(fast, label_smoothing=0.0),
+        "full size throughout": replace(fast, sizes=()),
+        "all images in all epochs": replace(fast, keep=()),
+        "SGD instead of muon": replace(fast, optimizer="sgd", max_lr=0.4, momentum=0.9, weight_decay=5e-4, decay_all=False),
+        "batch 2,000": replace(fast, batch_size=2000, max_lr=0.24),
+        "no whitening": replace(fast, model="training:unwhitened"),
+    }
+    wanted = options.sides.split(",") if options.sides != SIDES else list(variants)
+    found = {}
+    for name in wanted:
+        results = [one("fast", seed, options.data_dir, variants[name]) for seed in range(options.seeds)]
+        found[name] = {key: summary([r[key] for r in results]) for key in ("single_view", "views", "seconds_to_model")}
+        console.print(f"{name}: {found[name]}")
+    rows = [(name, *(f"{values[key]['mean']:.4f}" for key in values)) for name, values in found.items()]
+    console.print(table(("variant", "single view", "with views", "seconds"), rows, left=("variant",)))
+    return found
+
+
+def unwhitened(classes: int) -> FastNet:
+    """The fast net with an ordinary first layer, which learns."""
+    net = FastNet(classes=classes)
+    net.whiten.weight.requires_grad_(True)
+    net.adapt = lambda images: None  # type: ignore[method-assign]
+    return net
+
+
+SIDES = "fast,airbench"
+SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    f.__name__: f for f in (throughput, loader, share, runs, elsewhere, ablation)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=["throughput", "loader", "share"], choices=[*SECTIONS, "child"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--sides", default=SIDES)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("training.json"))
+    for name in ("recipe", "data", "folder"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.sections == ["child"]:
+        child(options)
+        return
+    device = best_device()
+    for name in options.sections:
+        found = SECTIONS[name](options)
+        known = json.loads(options.json.read_text()) if options.json.exists() else {}
+        known["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}"
+        options.json.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
+    console.print(f"Written to {options.json}.")
 
 
 if __name__ == "__main__":

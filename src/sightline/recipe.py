@@ -34,6 +34,7 @@ class Recipe:
 
     model     a name that `models.build` knows, or "package.module:function" of your own
     width     times the channels of a built-in model
+    least_steps   how many steps an epoch takes at least: of few images, batches are smaller (but not below 8)
     optimizer "adam"; "sgd", with Nesterov's momentum; or "muon", made for the model "fastnet" (see `training.optimizers`)
     max_lr    the peak of the one-cycle policy, or "auto": by range test
     peak      the share of the training after which the rate is at its peak
@@ -57,6 +58,7 @@ class Recipe:
     width: float = 1.0
     epochs: int = 20
     batch_size: int = 512
+    least_steps: int = 1
     optimizer: Literal["adam", "sgd", "muon"] = "adam"
     max_lr: float | Literal["auto"] = "auto"
     peak: float = 0.25
@@ -85,6 +87,7 @@ class Recipe:
             ("width", _positive(self.width), "a positive number"),
             ("epochs", is_whole(self.epochs) and self.epochs >= 1, "a whole number of at least 1"),
             ("batch_size", is_whole(self.batch_size) and self.batch_size >= 2, "a whole number of at least 2"),
+            ("least_steps", is_whole(self.least_steps) and self.least_steps >= 1, "a whole number of at least 1"),
             ("optimizer", self.optimizer in ("adam", "sgd", "muon"), "'adam', 'sgd' or 'muon'"),
             ("max_lr", self.max_lr == "auto" or _positive(self.max_lr), "a positive number or 'auto'"),
             ("peak", is_number(self.peak) and 0 < self.peak < 1, "a number between 0 and 1"),
@@ -112,6 +115,10 @@ class Recipe:
     def cycle(self) -> dict[str, Any]:
         """The shape of the one-cycle policy, as `schedule.one_cycle` takes it."""
         return {"peak": self.peak, "start": self.start_lr, "final": self.final_lr, "anneal": self.anneal}
+
+    def batch(self, n: int) -> int:
+        """The images of a batch, of `n` training images."""
+        return min(n, self.batch_size, max(8, n // self.least_steps))
 
     def scale(self, epoch: int) -> float:
         """The share of their side that images have in this epoch, counted from 0."""
@@ -157,6 +164,37 @@ def _are_pairs(pairs: Any) -> bool:
 
 RECIPES = {
     "classic": Recipe(),
+    "strong": Recipe(
+        "strong",
+        batch_size=128,
+        optimizer="sgd",
+        max_lr=0.1,
+        start_lr=0.2,
+        weight_decay=5e-4,
+        decay_all=False,
+        label_smoothing=0.1,
+        ema=0.998,
+        views="mirror",
+        augment=(RandomCrop(4), HorizontalFlip(alternating=True), CoarseDropout(8, 1.0, "mean")),
+    ),
+    "fast": Recipe(
+        "fast",
+        "fastnet",
+        epochs=8,
+        batch_size=500,
+        least_steps=32,
+        optimizer="muon",
+        max_lr=0.12,
+        peak=0.01,
+        start_lr=1.0,
+        momentum=0.75,
+        weight_decay=2e-6,
+        label_smoothing=0.1,
+        sizes=((0.25, 0.5), (0.5, 0.625), (0.75, 0.75), (0.875, 0.875)),
+        views="shifted",
+        test_epochs="last",
+        augment=(RandomCrop(2), HorizontalFlip(alternating=True)),
+    ),
     "demo": Recipe("demo", "smallnet", epochs=20, batch_size=128, max_lr=0.01, augment=(RandomCrop(4), HorizontalFlip())),
 }
 

@@ -114,7 +114,7 @@ def choose_arithmetic(precision: str, recipe: Recipe, data: datasets.Dataset, st
     def build() -> nn.Module:
         return models.build(recipe.model, classes=len(data.classes), width=recipe.width)
 
-    shape = (min(recipe.batch_size, len(data.train)), 3, *data.train.images.shape[1:3])
+    shape = (recipe.batch(len(data.train)), 3, *data.train.images.shape[1:3])
     key = recipe.model if recipe.width == 1 else f"{recipe.model}×{recipe.width:g}"
     return choose(precision, build, key=key, shape=shape, classes=len(data.classes), steps=steps, device=device)
 

@@ -82,7 +82,7 @@ def _train(
 ) -> Run:
     """The whole training, from its settings to the finished run."""
     n, epochs, seed = len(data.train), recipe.epochs, settings["seed"]
-    batch = min(recipe.batch_size, n)
+    batch = recipe.batch(n)
     # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
     steps = [max(1, int(recipe.kept(epoch) * n) // batch) for epoch in range(epochs)]  # of each epoch
     tensors, state = _resumed(folder, settings)

@@ -34,7 +34,7 @@ def find_lr(
 ) -> list[RangeTest]:
     """Run `sweeps` range tests of the recipe on fresh draws of the images; model and random state come back as they were."""
     n = len(learner.images)
-    batch = min(recipe.batch_size, n)
+    batch = recipe.batch(n)
     tests: list[RangeTest] = []
     taken = count(1)
     for sweep in range(sweeps):
