@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sightline.heatmaps import Heatmaps, Maps
-from sightline.models import BasicBlock, ResNet, SmallNet
+from sightline.models import BasicBlock, FastNet, ResNet, SmallNet
 
 CLASSES = 5
 
@@ -275,6 +275,7 @@ class Opaque(nn.Module):
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: ResNet(BasicBlock, (1, 1, 1, 1), classes=CLASSES, width=8),
     "smallnet": lambda: SmallNet(classes=CLASSES, width=8),
+    "fastnet": lambda: FastNet(classes=CLASSES, width=4),
     "vgg": Vgg,
     "convnext": ConvNeXt,
     "densenet": DenseNet,

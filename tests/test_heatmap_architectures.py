@@ -69,6 +69,7 @@ def channels_last(x: Tensor) -> Tensor:
     [
         ("resnet", "layer3", (8, 8)),
         ("smallnet", "layer3", (8, 8)),
+        ("fastnet", "layer3", (7, 7)),
         ("vgg", "features.7", (8, 8)),
         ("convnext", "stage2", (8, 8)),
         ("densenet", "growth", (8, 8)),

@@ -42,7 +42,13 @@ from sightline.models import SmallNet
 
 NO_CLASS = ("eigencam",)  # no method but this one is blind to the target
 LITERAL = (*FORMULAS, "scorecam", "ablationcam", "eigencam", "fullgrad")
-CASES = (("resnet", 15, "layer3"), ("smallnet", 0, "layer3"), ("vgg", 15, "features.4"), ("densenet", 0, "growth"))
+CASES = (
+    ("resnet", 15, "layer3"),
+    ("smallnet", 0, "layer3"),
+    ("fastnet", 0, "layer3"),
+    ("vgg", 15, "features.4"),
+    ("densenet", 0, "growth"),
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from cams import assert_close
 from sightline.exceptions import DataError, RecipeError, SightlineError
 from sightline.heatmaps import Heatmaps, Maps, Margin, overlay
 from sightline.heatmaps.drawing import diverging
-from sightline.models import BasicBlock, ResNet, SmallNet
+from sightline.models import BasicBlock, FastNet, ResNet, SmallNet
 
 CLASSES = 5
 
@@ -43,9 +43,15 @@ def vgg() -> nn.Module:
 NETS = {
     "resnet": lambda: ResNet(BasicBlock, (1, 1, 1, 1), classes=CLASSES, width=8),
     "smallnet": lambda: SmallNet(classes=CLASSES, width=8),
+    "fastnet": lambda: FastNet(classes=CLASSES, width=4),
     "vgg": vgg,
 }
-LAYERS = {"resnet": ("layer2", "layer3", "layer4"), "smallnet": ("layer2", "layer3"), "vgg": ("0.3", "0.6", "0.7")}
+LAYERS = {
+    "resnet": ("layer2", "layer3", "layer4"),
+    "smallnet": ("layer2", "layer3"),
+    "fastnet": ("layer2", "layer3"),
+    "vgg": ("0.3", "0.6", "0.7"),
+}
 
 
 def random_images(n: int = 6) -> Tensor:

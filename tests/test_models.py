@@ -81,6 +81,60 @@ def test_the_stages_have_32_16_8_and_4_cells_a_side() -> None:
     assert [rows[f"layer{i}"] for i in (1, 2, 3, 4)] == ["64×32×32", "128×16×16", "256×8×8", "512×4×4"]
 
 
+def gelu(x: Tensor) -> Tensor:
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+
+def literal_fastnet(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The fast net as functions of its weights, in evaluation mode."""
+
+    def block(x: Tensor, layer: str, i: int, pool: bool) -> Tensor:
+        weight = state[f"{layer}.{i}.weight"]
+        x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        if pool:
+            height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+            x = torch.stack([x[:, :, a:height:2, b:width:2] for a in (0, 1) for b in (0, 1)]).amax(0)
+        norm = f"{layer}.{i + 1 + pool}"
+        mean, variance, shift = (state[f"{norm}.{k}"][:, None, None] for k in ("running_mean", "running_var", "bias"))
+        return gelu((x - mean) / (variance + 1e-5).sqrt() + shift)
+
+    x = gelu(F.conv2d(x, state["whiten.weight"]))
+    for layer in ("layer1", "layer2"):
+        x = block(block(x, layer, 0, True), layer, 4, False)
+    x = block(block(x, "layer3", 0, False), "layer3", 3, False)
+    return x.amax((2, 3)) @ state["fc.weight"].T
+
+
+@pytest.mark.parametrize("size", [32, 45])
+def test_the_logits_equal_a_literal_fast_net(size: int) -> None:
+    torch.manual_seed(0)
+    model = build("fastnet", classes=7, width=0.25)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.running_mean, module.bias):
+                nn.init.normal_(value, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), literal_fastnet(model.state_dict(), x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fast_net_s_last_stage_has_7_cells_a_side_and_large_images_are_averaged_down_first() -> None:
+    model = build("fastnet", classes=10, width=0.25)
+    rows = {row.name: row.shape for row in layers(model, 32) if row.depth == 1}
+    assert [rows[f"layer{i}"] for i in (1, 2, 3)] == ["16×15×15", "64×7×7", "64×7×7"]
+    x = torch.randn(1, 3, 130, 200)
+    with torch.no_grad():
+        halved = (x[:, :, 0:130:2, 0:200:2] + x[:, :, 1::2, 0::2] + x[:, :, 0::2, 1::2] + x[:, :, 1::2, 1::2]) / 4
+        torch.testing.assert_close(model.eval()(x), model(halved), rtol=1e-4, atol=1e-5)
+
+
+def test_width_multiplies_the_channels() -> None:
+    assert build("resnet18", classes=10, width=0.5).fc.in_features == 256  # type: ignore[union-attr]
+    assert build("fastnet", classes=10).fc.in_features == 256  # type: ignore[union-attr]
+    assert sum(p.numel() for p in build("resnet18", classes=10, width=1.0).parameters()) == 11_173_962
+
+
 def test_the_table_s_parameters_add_up_and_the_model_is_left_as_it_was() -> None:
     model = build("resnet18", classes=10).train()
     assert sum(row.parameters for row in layers(model, 32)) == 11_173_962

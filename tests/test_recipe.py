@@ -39,6 +39,12 @@ def test_a_pipeline_of_the_user_s_own_is_taken_as_it_is() -> None:
     assert Recipe().with_(augment=A.HorizontalFlip(p=1)).augment == (HorizontalFlip(1),)
 
 
+@pytest.mark.parametrize("n, batch", [(50_000, 500), (16_000, 500), (4000, 125), (300, 9), (200, 8), (5, 5)])
+def test_few_images_are_learned_in_smaller_batches(n: int, batch: int) -> None:
+    assert Recipe(batch_size=500, least_steps=32).batch(n) == batch
+    assert Recipe(batch_size=500).batch(n) == min(500, n)
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="did you mean 'classic'"):
         load_recipe("clasic")
@@ -69,6 +75,20 @@ def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
         ("weight_decay", -1),
         ("weight_decay", float("nan")),
         ("model", 3),
+        ("width", 0),
+        ("least_steps", 0),
+        ("optimizer", "adamw"),
+        ("momentum", 1.0),
+        ("decay_all", 1),
+        ("label_smoothing", 1.0),
+        ("ema", -0.1),
+        ("sizes", [[0.5, 1.5]]),
+        ("sizes", [[0.5, 0.5], [0.25, 0.75]]),
+        ("sizes", [0.5]),
+        ("keep", "half"),
+        ("keep", [[0.5, 0]]),
+        ("views", "all"),
+        ("test_epochs", 3),
     ],
 )
 def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:
