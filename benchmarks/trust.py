@@ -2,7 +2,7 @@
 
     python benchmarks/trust.py [--n 60] [--runs runs/trust] [--json trust.json]
 
-Trains three small nets with the recipe "demo" (about 30 s each on two cores; a second run finds them in --runs): on clean scenes,
+Trains three nets with the recipe "small" (about 30 s each on two cores; a second run finds them in --runs): on clean scenes,
 on scenes where a mark goes with one class, and on clean scenes with shuffled labels. Judges maps that should pass and maps
 that shouldn't, measures how much of the mark each net's maps light up, where the maps of each method lie, and how they change as
 the net loses its weights. The threshold SUPPORTED is chosen on every other image, verdicts are counted on the rest. Prints
@@ -67,7 +67,7 @@ def trained(name: str, data: Dataset, runs: Path) -> nn.Module:
     try:
         run = Run.open(runs / name)
     except RunError:
-        run = train(data, runs / name, recipe="demo")
+        run = train(data, runs / name, recipe="small")
     return run.model().eval()
 
 

@@ -74,7 +74,7 @@ def one_line(err: str, *parts: str) -> None:
 
 
 def test_data_counts_and_draws(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
-    code, out, _ = sightline("data", folder, "-r", "demo", "-o", tmp_path / "sheet.png")
+    code, out, _ = sightline("data", folder, "-r", "small", "-o", tmp_path / "sheet.png")
     assert code == 0
     assert "dark & grey" in out and "24" in out and "16×16 pixels" in out
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -85,16 +85,16 @@ def test_bad_files_are_counted_and_named(sightline: Sightline, folder: Path, tmp
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "dark & grey" / "empty.png").touch()
-    code, _, err = sightline("data", copy, "-r", "demo", "-o", tmp_path / "sheet.png")
+    code, _, err = sightline("data", copy, "-r", "small", "-o", tmp_path / "sheet.png")
     assert code == 1
     one_line(err, "empty.png", "--skip-bad")
-    code, _, err = sightline("data", copy, "-r", "demo", "-o", tmp_path / "sheet.png", "--skip-bad")
+    code, _, err = sightline("data", copy, "-r", "small", "-o", tmp_path / "sheet.png", "--skip-bad")
     assert code == 0
     assert "left out 1 unreadable files: dark & grey/empty.png" in err.replace("\n", " ")
 
 
 def test_data_as_json_equals_the_data(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
-    code, out, _ = sightline("data", folder, "-r", "demo", "-o", tmp_path / "sheet.png", "--json")
+    code, out, _ = sightline("data", folder, "-r", "small", "-o", tmp_path / "sheet.png", "--json")
     said, data = json.loads(out), load(folder)
     assert code == 0
     assert said["hash"] == data.content_hash
@@ -113,7 +113,7 @@ def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, folder: Path,
         "lr",
         folder,
         "-r",
-        "demo",
+        "small",
         "--steps",
         40,
         "--batch-size",
@@ -134,7 +134,7 @@ def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, folder: Path,
 
 def test_train_then_mistakes_then_explain_then_report(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = ("-r", "demo", "--epochs", 2, "--batch-size", 16, "--max-lr", 1e-5, "--precision", "fp32")
+    options = ("-r", "small", "--epochs", 2, "--batch-size", 16, "--max-lr", 1e-5, "--precision", "fp32")
     code, out, err = sightline("train", folder, *options, "-o", run)
     assert code == 0
     assert "Test accuracy" in out and "epoch 2/2" in err
@@ -272,10 +272,10 @@ def test_data_that_changed_since_is_refused(sightline: Sightline, finished: Path
     "arguments, parts",
     [
         (("train", "planted", "-r", "clasic", "-o", "RUN"), ("unknown recipe 'clasic'", "did you mean 'classic'")),
-        (("train", "planted", "-r", "demo", "--model", "resnet19", "-o", "RUN"), ("unknown model", "resnet18")),
-        (("train", "planted", "-r", "demo", "--max-lr", "-1", "-o", "RUN"), ("max_lr", "positive")),
-        (("train", "planted", "-r", "demo", "--precision", "fp8", "-o", "RUN"), ("unknown precision 'fp8'",)),
-        (("train", "planted", "-r", "demo", "--device", "foo", "-o", "RUN"), ("cannot use the device 'foo'",)),
+        (("train", "planted", "-r", "small", "--model", "resnet19", "-o", "RUN"), ("unknown model", "resnet18")),
+        (("train", "planted", "-r", "small", "--max-lr", "-1", "-o", "RUN"), ("max_lr", "positive")),
+        (("train", "planted", "-r", "small", "--precision", "fp8", "-o", "RUN"), ("unknown precision 'fp8'",)),
+        (("train", "planted", "-r", "small", "--device", "foo", "-o", "RUN"), ("cannot use the device 'foo'",)),
         (("train", "/no/such/folder", "-o", "RUN"), ("/no/such/folder",)),
         (("train", "cifar100", "-o", "RUN"), ("cifar100", "cifar10")),
         (("mistakes", "/no/such/run"), ("no run folder", "sightline train")),
@@ -302,7 +302,7 @@ def test_wrong_usage_exits_with_2(sightline: Sightline) -> None:
 
 
 def test_a_finished_run_is_not_overwritten(sightline: Sightline, folder: Path, finished: Path) -> None:
-    code, _, err = sightline("train", folder, "-r", "demo", "-o", finished)
+    code, _, err = sightline("train", folder, "-r", "small", "-o", finished)
     assert code == 1
     one_line(err, "never overwritten")
 
@@ -324,7 +324,7 @@ def test_an_augmentation_of_the_user_s_own_runs_and_its_rate_is_printed(
             "train",
             folder,
             "-r",
-            "demo",
+            "small",
             "--epochs",
             1,
             "--precision",
@@ -347,7 +347,7 @@ def test_a_model_without_places_has_a_report_without_heatmaps(
         "from torch import nn\ndef mlp(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, classes))\n"
     )
     monkeypatch.chdir(tmp_path)
-    options = ("-r", "demo", "--model", "my_mlp:mlp", "--epochs", 1, "--precision", "fp32")
+    options = ("-r", "small", "--model", "my_mlp:mlp", "--epochs", 1, "--precision", "fp32")
     assert sightline("train", folder, *options, "-o", "run")[0] == 0
     code, _, err = sightline("report", "run")
     assert code == 0
@@ -385,7 +385,7 @@ def test_control_c_leaves_a_run_that_can_be_gone_on_with_and_says_how(tmp_path: 
         "train",
         "planted",
         "-r",
-        "demo",
+        "small",
         "--precision",
         "fp32",
         "-o",
@@ -415,11 +415,11 @@ def test_the_demo_tells_the_story(tmp_path: Path) -> None:
     said = json.loads(result.stdout)
     assert len(said["findings"]) == 3
     assert Path(said["report"]).stat().st_size < 5e6
-    assert 0.75 < said["results"]["test_accuracy"] < 0.95  # the mark costs it ten points: the clean scenes reach 90 %
+    assert 0.7 < said["results"]["test_accuracy"] < 0.93  # the mark costs it some fifteen points: the clean scenes reach 96 %
 
 
 def test_one_epoch_on_the_real_cifar10(sightline: Sightline, cifar10_folder: Path, tmp_path: Path) -> None:
-    options = ("-r", "demo", "--epochs", 1, "--precision", "fp32", "--data-dir", cifar10_folder)
+    options = ("-r", "small", "--epochs", 1, "--precision", "fp32", "--data-dir", cifar10_folder)
     code, _, _ = sightline("train", "cifar10", *options, "-o", tmp_path / "run")
     assert code == 0
     run = Run.open(tmp_path / "run")

@@ -63,7 +63,7 @@ LIMITED = """
     from sightline.training import memory, train
     torch.set_num_threads(1)
     data = planted("planted:clean", n_train=6000, n_test=50, size=64)
-    recipe = RECIPES["demo"].with_(epochs=1, batch_size=int(sys.argv[2]))
+    recipe = RECIPES["small"].with_(epochs=1, batch_size=int(sys.argv[2]))
     memory.available = lambda device: None  # so that the allocation itself fails
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + 900_000_000, used + 900_000_000))

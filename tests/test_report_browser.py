@@ -75,7 +75,7 @@ def shown(page: sync_api.Page) -> list[tuple[str, str]]:
 
 
 def test_page_is_drawn_without_errors_and_without_requests(page: sync_api.Page) -> None:
-    assert page.title() == "demo on planted – Sightline report"
+    assert page.title() == "small on planted – Sightline report"
     assert page.locator("script").count() == 1
     assert page.evaluate("[...document.images].every((image) => image.decode && image.naturalWidth > 0)")
 

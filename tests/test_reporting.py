@@ -58,7 +58,7 @@ def make_run(folder: Path, data: datasets.Dataset, *, epochs: int = 2, right: bo
     rates = np.geomspace(1e-5, 10, 60)
     losses = 2 - 1.5 / (1 + np.exp(-np.log(rates) - 5))
     info = {
-        "recipe": RECIPES["demo"].with_(epochs=epochs).to_dict(),
+        "recipe": RECIPES["small"].with_(epochs=epochs).to_dict(),
         "seed": 7,
         "precision": "fp32",
         "device": "cpu",
@@ -299,9 +299,9 @@ def test_model_table_counts_the_models_parameters(full: Run, page: Parsed) -> No
     [
         (RECIPES["classic"], "--recipe classic", False),
         (RECIPES["classic"].with_(epochs=1, max_lr=0.5), "--recipe classic --epochs 1 --max-lr 0.5", False),
-        (RECIPES["demo"].with_(batch_size=64), "--recipe demo --batch-size 64", False),
-        (RECIPES["demo"].with_(max_lr="auto"), "--recipe recipe.json", True),
-        (RECIPES["demo"].with_(peak=0.5), "--recipe recipe.json", True),
+        (RECIPES["small"].with_(batch_size=64), "--recipe small --batch-size 64", False),
+        (RECIPES["small"].with_(max_lr="auto"), "--recipe recipe.json", True),
+        (RECIPES["small"].with_(peak=0.5), "--recipe recipe.json", True),
         (Recipe("mine"), "--recipe recipe.json", True),
     ],
 )

@@ -156,7 +156,7 @@ def test_kill_minus_nine_loses_nothing(tmp_path: Path) -> None:
         from sightline.planted import planted
         training.loop.CHECKPOINT_SECONDS = 0.05
         data = planted("planted:clean", n_train=300, n_test=50)
-        recipe = RECIPES["demo"].with_(epochs=8, batch_size=32)
+        recipe = RECIPES["small"].with_(epochs=8, batch_size=32)
         training.train(data, sys.argv[1], recipe=recipe, precision="fp32")
     """)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

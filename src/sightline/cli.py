@@ -54,12 +54,13 @@ def demo(
 ) -> None:
     """Tell the whole story on generated data: train, find the mistakes, see where the model looked."""
     from .heatmaps import explain
+    from .recipe import load_recipe
     from .reporting import report
     from .training import train
 
     folder = folder or _new_folder(Path("runs/demo"))
     with Bars() as bars:
-        run = train("planted", folder, recipe="demo", seed=seed, on_progress=bars.training)
+        run = train("planted", folder, recipe=load_recipe("fast").with_(width=0.5), seed=seed, on_progress=bars.training)
         data = run.dataset()
         explain(run, data, progress=lambda done, total: bars.step("heatmaps", done, total))
         page = report(run, data)

@@ -1,7 +1,7 @@
 """How to train: one frozen dataclass, and the built-in recipes.
 
 classic   ResNet-18, Adam, RandomCrop + CoarseDropout, One-Cycle, 20 epochs: the system that Sightline starts from
-demo      a small net for generated data, under a minute on two CPU cores
+small     a plain small net, Adam: for trying things out
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ RECIPES = {
         test_epochs="last",
         augment=(RandomCrop(2), HorizontalFlip(alternating=True)),
     ),
-    "demo": Recipe("demo", "smallnet", epochs=20, batch_size=128, max_lr=0.01, augment=(RandomCrop(4), HorizontalFlip())),
+    "small": Recipe("small", "smallnet", epochs=20, batch_size=128, max_lr=0.01, augment=(RandomCrop(4), HorizontalFlip())),
 }
 
 
