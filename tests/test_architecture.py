@@ -60,6 +60,7 @@ FOLDERS = {
         "progress",
         "learner",
         "rate",
+        "state",
         "loop",
         "__init__",
     ),

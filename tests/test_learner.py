@@ -18,7 +18,7 @@ from sightline.precision import Precision
 from sightline.recipe import Recipe
 from sightline.training import Learner, predict, predict_views, train
 from sightline.training.learner import scaled
-from sightline.training.loop import _order
+from sightline.training.state import State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -80,11 +80,12 @@ def test_full_size_and_images_that_are_tiny_already_stay_as_they_are() -> None:
 
 
 def test_an_epoch_takes_the_images_with_the_highest_losses() -> None:
-    losses = torch.tensor([0.5, 3.0, 0.1, 2.0, 0.9, 0.5])
-    order = _order(losses, 0.5, 3, Generator().manual_seed(0))
-    assert sorted(order.tolist()) == [1, 3, 4]
-    everything = _order(losses, 1.0, 6, Generator().manual_seed(0))
-    assert sorted(everything.tolist()) == list(range(6))
+    model = nn.Linear(2, 2)
+    state = State(model, torch.optim.SGD(model.parameters()), None, torch.tensor([0.5, 3.0, 0.1, 2.0, 0.9, 0.5]))
+    state.draw_order(0.5, 3, Generator().manual_seed(0))
+    assert sorted(state.order.tolist()) == [1, 3, 4]
+    state.draw_order(1.0, 6, Generator().manual_seed(0))
+    assert sorted(state.order.tolist()) == list(range(6))
 
 
 def test_the_shares_of_sizes_and_of_kept_images_go_by_epochs() -> None:

@@ -5,6 +5,7 @@ memory       will a batch fit?
 progress     what a training tells whoever watches it
 learner      a model and what it learns from: a batch becomes a loss; predictions
 rate         the range test of a recipe on its data
+state        what changes while a training goes on, as tensors for the disk
 loop         the training, top to bottom
 """
 

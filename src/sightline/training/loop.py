@@ -20,8 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
-from torch.optim import Optimizer
+from torch import Generator, Tensor
 
 from .. import datasets, runs
 from ..exceptions import RecipeError, RunError, TrainingError
@@ -32,9 +31,10 @@ from ..runs import Predictions, Run
 from ..schedule import one_cycle
 from . import memory
 from .learner import Learner, choose_arithmetic, predict, predict_views, stream
-from .optimizers import Average, make_optimizer, parameters, set_rate
+from .optimizers import Average, make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
 from .rate import find_lr, suggested
+from .state import State
 
 CHECKPOINT_SECONDS = 60.0
 SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
@@ -101,24 +101,19 @@ def _train(
             state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe, batch)
-    average = Average(model, recipe.ema) if recipe.ema else None
-    losses = torch.zeros(n)  # each image's, when it was last seen
-    order = torch.empty(0, dtype=torch.int64)
-    _restore(model, optimizer, average, tensors)
-    losses, order = tensors.get("losses", losses), tensors.get("order", order)
+    now = State(model, optimizer, Average(model, recipe.ema) if recipe.ema else None, torch.full((n,), math.inf))
+    now.restore(tensors)
 
     rate: Callable[[int], float] = partial(one_cycle, total=sum(steps), max_lr=state["max_lr"], **recipe.cycle)
     history: list[dict[str, float]] = state.setdefault("history", [])
     for epoch in range(len(history), epochs):
         begun = state.pop("within", None) or {"step": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}
         if not begun["step"]:
-            order = _order(
-                losses, recipe.kept(epoch), steps[epoch] * batch, Generator().manual_seed(stream(seed, "order", epoch))
-            )
+            now.draw_order(recipe.kept(epoch), steps[epoch] * batch, Generator().manual_seed(stream(seed, "order", epoch)))
         total_loss, correct, seconds = begun["loss"], begun["correct"], begun["seconds"]
         start = saved = time.perf_counter()
         model.train()
-        with closing(learner.images.batches(order[begun["step"] * batch :], batch)) as batches:
+        with closing(learner.images.batches(now.order[begun["step"] * batch :], batch)) as batches:
             for step, (chosen, images) in enumerate(batches, begun["step"]):
                 number = stream(seed, "step", epoch, step)
                 torch.manual_seed(number)  # for what the model itself draws, such as dropout
@@ -129,29 +124,27 @@ def _train(
                     loss.mean.backward()
                     optimizer.step()
                     optimizer.zero_grad()
-                if average:
-                    average.update()
+                if now.average:
+                    now.average.update()
                 if recipe.keep:
-                    losses[chosen] = loss.each.cpu()
+                    now.losses[chosen] = loss.each.cpu()
 
                 total_loss, correct, done = total_loss + loss.mean.item() * batch, correct + int(loss.right), (step + 1) * batch
                 if not math.isfinite(total_loss):
                     raise TrainingError(_not_finite(epoch + 1, lr))
-                now = time.perf_counter()
-                speed = (step + 1 - begun["step"]) * batch / (now - start)
-                on_progress(
-                    Progress("train", step + 1, steps[epoch], epoch + 1, epochs, total_loss / done, correct / done, lr, speed)
-                )
-                if now - saved > CHECKPOINT_SECONDS:
-                    within = {"step": step + 1, "loss": total_loss, "correct": correct, "seconds": seconds + now - start}
-                    runs.save_state(folder, _tensors(model, optimizer, average, losses, order), {**state, "within": within})
-                    saved = now
+                took = time.perf_counter() - start
+                figures = (total_loss / done, correct / done, lr, (step + 1 - begun["step"]) * batch / took)
+                on_progress(Progress("train", step + 1, steps[epoch], epoch + 1, epochs, *figures))
+                if start + took - saved > CHECKPOINT_SECONDS:
+                    within = {"step": step + 1, "loss": total_loss, "correct": correct, "seconds": seconds + took}
+                    runs.save_state(folder, now.tensors(), {**state, "within": within})
+                    saved = time.perf_counter()
 
         last = epoch + 1 == epochs
-        if last and average:
+        if last and now.average:
             on_progress(Progress("settle", epoch=epoch + 1, epochs=epochs))
             with learner.arithmetic.autocast(where):
-                average.settle(model, _settling(learner, batch, seed, epoch))
+                now.average.settle(model, _settling(learner, batch, seed, epoch))
         row = {
             "epoch": epoch + 1,
             "lr": rate(sum(steps[: epoch + 1]) - 1),
@@ -172,14 +165,14 @@ def _train(
                 raise TrainingError(_not_finite(epoch + 1, row["lr"]))
         history.append({**row, "seconds": seconds + time.perf_counter() - start})
         if not last:
-            runs.save_state(folder, _tensors(model, optimizer, average, losses, order), state)
+            runs.save_state(folder, now.tensors(), state)
         on_progress(Progress("epoch", epoch=epoch + 1, epochs=epochs, row=history[-1]))
 
-    views: dict[str, Any] = {}
+    results: dict[str, Any] = {**history[-1], "n_test": len(data.test), "seconds": sum(row["seconds"] for row in history)}
     if recipe.views != "none":
         on_progress(Progress("views"))
         seen = predict_views(model, data.test, learner.normalise, Precision(), logits, recipe.views)
-        views = {"views_accuracy": float((seen.argmax(1) == data.test.labels).mean())}
+        results["views_accuracy"] = float((seen.argmax(1) == data.test.labels).mean())
     runs.write_weights(folder, model)
     runs.write_history(folder, history)
     predictions.write(folder)
@@ -188,9 +181,7 @@ def _train(
         **settings,
         "normalisation": {"mean": mean, "std": std},
         "arithmetic": asdict(learner.arithmetic),
-        "max_lr": state["max_lr"],
-        "range_tests": state["range_tests"],
-        "suggestion": state["suggestion"],
+        **{key: state[key] for key in ("max_lr", "range_tests", "suggestion")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "machine": machine(where),
         "versions": {
@@ -198,17 +189,9 @@ def _train(
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "results": {**history[-1], **views, "n_test": len(data.test), "seconds": sum(row["seconds"] for row in history)},
+        "results": results,
     }
     return runs.finish(folder, info)
-
-
-def _order(losses: Tensor, kept: float, count: int, generator: Generator) -> Tensor:
-    """`count` images in random order, of all or of those with the highest of `losses` (N,), a share of `kept`."""
-    if kept == 1:
-        return torch.randperm(len(losses), generator=generator)[:count]
-    hardest = losses.argsort(descending=True, stable=True)[:count]
-    return hardest[torch.randperm(count, generator=generator)]
 
 
 def _settling(learner: Learner, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:
@@ -307,37 +290,6 @@ def _difference(then: Any, now: Any) -> str:
     if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         return next(_difference(a, b) for a, b in zip(then, now, strict=True) if a != b)
     return f"{str(then)[:60]}, now {str(now)[:60]}"
-
-
-def _tensors(model: nn.Module, optimizer: Optimizer, average: Average | None, losses: Tensor, order: Tensor) -> dict[str, Tensor]:
-    """Weights, buffers, the optimiser's memory, the average's and the images' losses and order under flat names."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for i, kept in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in kept.items()}
-    if average:
-        tensors |= {f"average.{i}": value for i, value in enumerate(average.sums)} | {"steps": torch.tensor(average.steps)}
-    return {**tensors, "losses": losses, "order": order}
-
-
-def _restore(model: nn.Module, optimizer: Optimizer, average: Average | None, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `_tensors`; no tensors, no change."""
-    if not tensors:
-        return
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    learned = parameters(optimizer)
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".")
-            # The same strides as before: vectorised arithmetic may round differently at other places in memory.
-            parameter = learned[int(i)]
-            same_shape = value.shape == parameter.shape
-            optimizer.state[parameter][key] = (
-                torch.empty_like(parameter).copy_(value) if same_shape else value.to(parameter.device)
-            )
-    if average:
-        average.steps = int(tensors["steps"])
-        for place, total in enumerate(average.sums):
-            total.copy_(tensors[f"average.{place}"])
 
 
 def _not_finite(epoch: int, lr: float) -> str:
