@@ -16,8 +16,8 @@ from torch.optim.swa_utils import update_bn
 from ..recipe import Recipe
 
 # Of muon: the rates of vectors (norms' biases) and of the head's matrix beside the filters', an image of the batch.
-VECTORS = 0.22
-HEAD = 2.8
+VECTORS = 0.44
+HEAD = 5.6
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, batch: int) -> Optimizer:
