@@ -180,7 +180,7 @@ RECIPES = {
     "fast": Recipe(
         "fast",
         "fastnet",
-        epochs=8,
+        epochs=10,
         batch_size=500,
         least_steps=32,
         optimizer="muon",
@@ -190,7 +190,8 @@ RECIPES = {
         momentum=0.75,
         weight_decay=2e-6,
         label_smoothing=0.1,
-        sizes=((0.25, 0.5), (0.5, 0.625), (0.75, 0.75), (0.875, 0.875)),
+        sizes=((0.2, 0.5), (0.4, 0.625), (0.7, 0.75)),
+        keep=((0.4, 0.8), (0.6, 0.7), (0.7, 0.6)),
         views="shifted",
         test_epochs="last",
         augment=(RandomCrop(2), HorizontalFlip(alternating=True)),
