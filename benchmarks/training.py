@@ -360,7 +360,7 @@ def write_folder(root: Path, size: int = 64) -> str:
 
 
 def ablation(options: argparse.Namespace) -> dict[str, Any]:
-    """`fast` without each of its parts, on `held_out`, at its own number of epochs; seconds stand beside, for parts that save time."""
+    """`fast` without each of its parts, on `held_out`, at its own number of epochs, with the seconds beside."""
     from sightline.augment import HorizontalFlip, RandomCrop
 
     fast = load_recipe("fast")
