@@ -1,7 +1,7 @@
 """How to train: one frozen dataclass, and the built-in recipes.
 
 classic   ResNet-18, Adam, RandomCrop + CoarseDropout, One-Cycle, 20 epochs: the system that Sightline starts from.
-          `sightline train cifar10 -r classic --max-lr 0.0163 -o RUN`: 3 hours on two CPU cores (AVX-512 with bfloat16); 92.12 % of
+          `sightline train cifar10 -r classic --max-lr 0.0163 -o RUN`: 3 hours on two CPU cores (AVX-512, bfloat16); 92.12 % of
           the test images (n = 1 seed).
 strong    The same ResNet-18 and 20 epochs with SGD, flips, mild holes, label smoothing and averaged weights.
           `sightline train cifar10 -r strong -o RUN`: as long as classic; its accuracy has not been measured yet.
