@@ -261,7 +261,9 @@ def runs(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def one(side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = None, data: str = "cifar10") -> dict[str, float]:
+def one(
+    side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = None, data: str = "cifar10", *options: str
+) -> dict[str, float]:
     """Train once in a process of its own, and return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
@@ -271,7 +273,7 @@ def one(side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = Non
         else:
             name = side.rstrip("0123456789")
             chosen = recipe or load_recipe(name).with_(epochs=int(side[len(name) :] or load_recipe(name).epochs))
-            command = [__file__, "child", "--recipe", json.dumps(chosen.to_dict()), "--data", data, "--seed", str(seed)]
+            command = [__file__, "child", "--recipe", json.dumps(chosen.to_dict()), "--data", data, "--seed", str(seed), *options]
             command += ["--json", str(out), "--folder", str(Path(folder, "run"))]
             command += ["--data-dir", str(data_dir)] if data_dir else []
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
@@ -289,6 +291,8 @@ def child(options: argparse.Namespace) -> None:
         if now.stage in ("train", "settle"):
             trained = time.perf_counter() - START
 
+    if options.unwhitened:  # an ordinary first layer, which learns
+        FastNet.adapt = lambda net, images: net.whiten.weight.requires_grad_(True)  # type: ignore[method-assign, assignment]
     recipe = Recipe.from_dict(json.loads(options.recipe))
     data: str | Images = options.data
     if options.data == "cifar10:dev":
@@ -374,25 +378,18 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         "all images in all epochs": replace(fast, keep=()),
         "SGD instead of muon": replace(fast, optimizer="sgd", max_lr=0.4, momentum=0.9, weight_decay=5e-4, decay_all=False),
         "batch 2,000": replace(fast, batch_size=2000, max_lr=0.24),
-        "no whitening": replace(fast, model="training:unwhitened"),
+        "no whitening": fast,  # `child` sees to it
     }
     wanted = options.sides.split(",") if options.sides != SIDES else list(variants)
     found = {}
     for name in wanted:
-        results = [one("fast", seed, options.data_dir, variants[name], "cifar10:dev") for seed in range(options.seeds)]
+        extra = ["--unwhitened"] if name == "no whitening" else []
+        results = [one("fast", seed, options.data_dir, variants[name], "cifar10:dev", *extra) for seed in range(options.seeds)]
         found[name] = {key: summary([r[key] for r in results]) for key in ("single_view", "views", "seconds_to_model")}
         console.print(f"{name}: {found[name]}")
     rows = [(name, *(f"{values[key]['mean']:.4f}" for key in values)) for name, values in found.items()]
     console.print(table(("variant", "single view", "with views", "seconds"), rows, left=("variant",)))
     return found
-
-
-def unwhitened(classes: int) -> FastNet:
-    """The fast net with an ordinary first layer, which learns."""
-    net = FastNet(classes=classes)
-    net.whiten.weight.requires_grad_(True)
-    net.adapt = lambda images: None  # type: ignore[method-assign]
-    return net
 
 
 SIDES = "fast,airbench"
@@ -413,6 +410,7 @@ def main() -> None:
     for name in ("recipe", "data", "folder"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--unwhitened", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sections == ["child"]:
         child(options)

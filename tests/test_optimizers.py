@@ -55,7 +55,7 @@ class Tiny(nn.Module):
 
 def test_muon_steps_as_its_formulas_say() -> None:
     model, batch = Tiny(), 10
-    recipe = Recipe(optimizer="muon", max_lr=0.2, momentum=0.6, weight_decay=1e-3)
+    recipe = Recipe(model="fastnet", optimizer="muon", max_lr=0.2, momentum=0.6, weight_decay=1e-3)
     optimizer = make_optimizer(model, recipe, batch)
     random = np.random.default_rng(1)
     w, bias, head = (p.detach().double().numpy().copy() for p in (model.conv.weight, model.norm.bias, model.fc.weight))

@@ -113,6 +113,11 @@ class Recipe:
         ):
             if not good:
                 raise RecipeError(f"recipe '{self.name}': {name} is {getattr(self, name)!r}; it must be {want}")
+        if self.optimizer == "muon" and self.model != "fastnet":
+            raise RecipeError(
+                f"recipe '{self.name}': its optimizer 'muon' has rates made for the model 'fastnet', not '{self.model}'; "
+                "take the recipe 'strong' for other models"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values; `from_dict` gives it back."""

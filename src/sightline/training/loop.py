@@ -100,7 +100,7 @@ def _train(
             state["max_lr"], together = suggested(tests)
             state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)
-    model, optimizer = learner.model, make_optimizer(learner.model, recipe, batch)
+    model, optimizer = learner.model, make_optimizer(learner.model, recipe.with_(max_lr=state["max_lr"]), batch)
     now = State(model, optimizer, Average(model, recipe.ema) if recipe.ema else None, torch.full((n,), math.inf))
     now.restore(tensors)
 
