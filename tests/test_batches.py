@@ -206,7 +206,7 @@ def test_a_worker_that_is_killed_ends_the_epoch_with_an_error(mapped: NDArray[np
     (pid,) = workers_left()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=rf"cannot read images from .*worker.*{pid}.*--shm-size") as caught:
+    with pytest.raises(DataError, match=r"cannot read images from .*--shm-size") as caught:
         list(found)
     assert "\n" not in str(caught.value)
 

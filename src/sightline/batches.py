@@ -108,7 +108,7 @@ class Streamed:
         )
         try:
             yield from loader
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError) as error:  # EOFError: a worker died while it sent
             # Its traceback holds the loader, with which the workers would live on.
             raise self._unreadable(error) from error.with_traceback(None)
 
@@ -117,7 +117,7 @@ class Streamed:
         return images_NHWC.to(self.device, non_blocking=images_NHWC.is_pinned()).permute(0, 3, 1, 2)
 
     def _unreadable(self, error: Exception) -> DataError:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return DataError(
             f"cannot read images from {self.file.path} ({reason}); check that it is still there and that worker processes can "
             "run: they need shared memory (Docker's --shm-size), and a script an `if __name__ == '__main__':` around its work"
