@@ -136,12 +136,15 @@ class FastNet(nn.Module):
 
     After K. Jordan's airbench94 (https://arxiv.org/abs/2404.00498): a frozen first layer that whitens 2×2 patches of the data,
     few wide convolutions that start as identities, max-pooling right after a convolution, norms without a scale. Images of 32×32
-    pixels leave layer3 with 7×7 cells. Those with sides of 128 pixels and more are first averaged down to 64 to 127.
+    pixels leave layer3 with 7×7 cells. Where the training images' sides have 128 pixels and more, all images are averaged down
+    first, by the factor (a whole number, kept with the weights) that leaves the training images 64 to 127.
     """
 
     def __init__(self, *, classes: int, channels: int = 3, width: int = 64) -> None:
         super().__init__()
         patch = 4 * channels
+        self.reduction: Tensor
+        self.register_buffer("reduction", torch.ones((), dtype=torch.int64))
         self.whiten = nn.Conv2d(channels, 2 * patch, 2, bias=False)
         self.whiten.weight.requires_grad_(False)
         self.layer1 = nn.Sequential(*_norm_act(2 * patch, width, pool=True), *_norm_act(width, width))
@@ -153,10 +156,12 @@ class FastNet(nn.Module):
 
     @torch.no_grad()
     def adapt(self, images: Tensor) -> None:
-        """Set the first layer's filters: those that make the 2×2 patches of `images` (N, channels, H, W) white, and minus those.
+        """Take the reduction from the side of `images` (N, channels, H, W), and the first layer's filters from their 2×2 patches.
 
-        The rows of E/√(λ + 5e-4), with the eigenvectors E and eigenvalues λ of the patches' second moments.
+        The filters are those that make the patches white, and minus those:
+        the rows of E/√(λ + 5e-4), with the eigenvectors E and eigenvalues λ of the patches' second moments.
         """
+        self.reduction.fill_(max(min(images.shape[2:]) // 64, 1))
         images = self._reduced(images)
         channels = images.shape[1]
         sums, count = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64, device=images.device), 0
@@ -177,9 +182,8 @@ class FastNet(nn.Module):
         logits: Tensor = self.fc(F.adaptive_max_pool2d(x, 1).flatten(1))
         return logits
 
-    @staticmethod
-    def _reduced(x: Tensor) -> Tensor:
-        factor = max(min(x.shape[2:]) // 64, 1)
+    def _reduced(self, x: Tensor) -> Tensor:
+        factor = int(self.reduction)
         return F.avg_pool2d(x, factor) if factor > 1 else x
 
 

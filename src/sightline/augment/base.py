@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,23 @@ def uniform(limits: tuple[float, float], n: int, generator: Generator) -> Tensor
 def happens(p: float, n: int, generator: Generator) -> Tensor:
     """Draw (n,) bool, True with probability p."""
     return torch.rand(n, generator=generator) < p
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A transform that is made whole or not at all, of each image with probability `p`."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_p(self)
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.apply(images, happens(self.p, len(images), generator))
+
+    def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
+        """Transform the images where chosen (N,) bool is True."""
+        raise NotImplementedError
 
 
 # Pixels

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .base import across, between, change, grey, happens, require, require_colour, require_p, to_uint8, uniform
+from .base import Chosen, across, between, change, grey, happens, require, require_colour, require_p, to_uint8, uniform
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,11 @@ class ColorJitter:
 
 
 @dataclass(frozen=True)
-class Grey:
+class Grey(Chosen):
     """With probability `p`, put the luma (ITU-R 601) in place of every channel. Images have three channels or one.
 
     In Albumentations 2: ToGray(method="weighted_average"), whose constants have a bit less: at most 1 level apart.
     """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        require_p(self)
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return self.apply(images, happens(self.p, len(images), generator))
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Make the images grey where chosen (N,) bool is True."""

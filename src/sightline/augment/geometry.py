@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..exceptions import RecipeError
 from .base import (
+    Chosen,
     between,
     change,
     filling,
@@ -158,7 +159,7 @@ class Rotate:
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(Chosen):
     """Mirror left and right with probability `p`.
 
     `alternating` takes the chance out of it (p must be 0.5): where `augment` is told the images' ids and the epoch,
@@ -166,16 +167,12 @@ class HorizontalFlip:
     every image (Jordan 2024, https://arxiv.org/abs/2404.00498). Where it isn't told, it draws.
     """
 
-    p: float = 0.5
     alternating: bool = False
 
     def __post_init__(self) -> None:
-        require_p(self)
+        super().__post_init__()
         require(isinstance(self.alternating, bool), self, "alternating", "true or false")
         require(not self.alternating or self.p == 0.5, self, "p", "0.5 where flips alternate")
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return self.apply(images, happens(self.p, len(images), generator))
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Mirror the images where chosen (N,) bool is True."""
@@ -188,16 +185,8 @@ class HorizontalFlip:
 
 
 @dataclass(frozen=True)
-class VerticalFlip:
+class VerticalFlip(Chosen):
     """Mirror top and bottom with probability `p`. In Albumentations: VerticalFlip; equal to the last bit."""
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        require_p(self)
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return self.apply(images, happens(self.p, len(images), generator))
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Mirror the images where chosen (N,) bool is True."""

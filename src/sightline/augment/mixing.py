@@ -22,24 +22,40 @@ from .base import across, between, happens, inside, require, require_p, select, 
 
 
 @dataclass(frozen=True)
-class MixUp:
+class _Mixing:
+    """What both have: with probability `p`, a share drawn from Beta(alpha, alpha)."""
+
+    alpha: float
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(between(self.alpha, 0.001, 1000), self, "alpha", "a number between 0.001 and 1000")
+        require_p(self)
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        raise RecipeError(f"{type(self).__name__}: it mixes labels too; call its mix where the loss is computed")
+
+    def _draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Draw a partner (N,) int64, each image being one's partner, and a share (N,) float32, 1 where nothing is mixed."""
+        partner, mixed = torch.randperm(n, generator=generator), happens(self.p, n, generator)
+        # By the inverse distribution function: torch's own draws from Beta take no generator.
+        uniform = torch.rand(n, dtype=torch.float64, generator=generator)
+        share = torch.from_numpy(betaincinv(self.alpha, self.alpha, uniform.numpy())).float()
+        return partner, torch.where(mixed, share, 1.0)
+
+
+@dataclass(frozen=True)
+class MixUp(_Mixing):
     """With probability `p`, the weighted mean of two images; the weight is drawn from Beta(alpha, alpha).
 
     Zhang et al. 2018, https://arxiv.org/abs/1710.09412; here with a weight an image.
     """
 
     alpha: float = 0.2
-    p: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_alpha(self)
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        raise _mixes_labels(self)
 
     def mix(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed images (N, C, H, W), partner (N,) int64 and share (N,) float32, both on the CPU."""
-        partner, share = _draw(self, len(images), generator)
+        partner, share = self._draw(len(images), generator)
         return self.apply(images, partner, share), partner, share
 
     def apply(self, images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
@@ -49,7 +65,7 @@ class MixUp:
 
 
 @dataclass(frozen=True)
-class CutMix:
+class CutMix(_Mixing):
     """With probability `p`, a rectangle of one image pasted over the other, at the same place.
 
     Yun et al. 2019, https://arxiv.org/abs/1905.04899: 1 - the rectangle's share of the area is drawn from
@@ -58,18 +74,11 @@ class CutMix:
     """
 
     alpha: float = 1.0
-    p: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_alpha(self)
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        raise _mixes_labels(self)
 
     def mix(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed images (N, C, H, W), partner (N,) int64 and share (N,) float32, both on the CPU."""
         n, size = len(images), torch.tensor(images.shape[2:])
-        partner, kept = _draw(self, n, generator)
+        partner, kept = self._draw(n, generator)
         half = ((1 - kept[:, None]).sqrt() * size).long() // 2
         centre = (torch.rand((n, 2), generator=generator) * size).long()
         start, stop = (centre - half).clamp(min=0), torch.minimum(centre + half, size)
@@ -80,21 +89,3 @@ class CutMix:
     def apply(self, images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
         """Paste from images[partner (N,)] the boxes (N, 4) int64: top, left, height, width."""
         return select(inside(boxes, images), images[partner.to(images.device)], images)
-
-
-def _require_alpha(transform: MixUp | CutMix) -> None:
-    require(between(transform.alpha, 0.001, 1000), transform, "alpha", "a number between 0.001 and 1000")
-    require_p(transform)
-
-
-def _mixes_labels(transform: MixUp | CutMix) -> RecipeError:
-    return RecipeError(f"{type(transform).__name__}: it mixes labels too; call its mix where the loss is computed")
-
-
-def _draw(transform: MixUp | CutMix, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw a partner (N,) int64, each image being one's partner, and a share (N,) float32, 1 where nothing is mixed."""
-    partner, mixed = torch.randperm(n, generator=generator), happens(transform.p, n, generator)
-    # By the inverse distribution function: torch's own draws from Beta take no generator.
-    uniform = torch.rand(n, dtype=torch.float64, generator=generator)
-    share = torch.from_numpy(betaincinv(transform.alpha, transform.alpha, uniform.numpy())).float()
-    return partner, torch.where(mixed, share, 1.0)

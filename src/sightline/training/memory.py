@@ -86,9 +86,10 @@ def explained(step: Callable[[int], object], batch: int, device: torch.device) -
     raise too_large(batch, largest(step, batch), device)
 
 
-def too_large(batch: int, fits: int, device: torch.device) -> TrainingError:
-    """The error for a batch of which only `fits` images fit."""
+def too_large(batch: int, fits: int, device: torch.device, said: str = "") -> TrainingError:
+    """The error for a batch of which only `fits` images fit; `said` is what torch said of it."""
+    cause = f" ({said})" if said else ""
     advice = (
         f"the largest that fits is {fits}: give --batch-size {fits}" if fits > 1 else "take smaller images or a smaller model"
     )
-    return TrainingError(f"a batch of {batch} images needs more memory than {device} has left; {advice}, with another -o")
+    return TrainingError(f"a batch of {batch} images needs more memory than {device} has left{cause}; {advice}, with another -o")
