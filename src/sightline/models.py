@@ -281,7 +281,8 @@ class Normalise:
         self.scale = 1 / (255 * torch.tensor(std, device=device)[:, None, None])
 
     def __call__(self, images: Tensor) -> Tensor:
-        return (images.float() - self.shift) * self.scale
+        # Contiguous and in place: over channels that lie last in memory, or with new memory a step, it takes ten times as long.
+        return images.contiguous().float().sub_(self.shift).mul_(self.scale)
 
 
 class Layer(NamedTuple):

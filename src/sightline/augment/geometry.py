@@ -196,15 +196,21 @@ class VerticalFlip(Chosen):
 def _window(images: Tensor, corners: Tensor, fill: Tensor | None) -> Tensor:
     """Cut windows of the images' own size with the top-left corners (N, 2); beyond the edge is `fill`, or a reflection."""
     n, channels, height, width = images.shape
-    corners = corners.to(images.device)
-    rows = torch.arange(height, device=images.device) + corners[:, :1]
-    columns = torch.arange(width, device=images.device) + corners[:, 1:]
-    # One gather over flat pixels: on a CPU, indexing with rows and columns takes six times as long.
-    pixels = reflect(rows, height)[:, :, None] * width + reflect(columns, width)[:, None, :]
-    index = pixels.view(n, 1, height * width).expand(-1, channels, -1)
-    cut = images.reshape(n, channels, height * width).gather(2, index).view(images.shape)
+    device, reach = images.device, int(corners[:, 1].abs().max()) if n else 0
+    corners, images = corners.to(device), images.contiguous()
+    beyond = reflect(torch.cat((torch.arange(-reach, 0), torch.arange(width, width + reach))), width).to(device)
+    sides = images.index_select(3, beyond)
+    wide = torch.cat((sides[..., :reach], images, sides[..., reach:]), 3)
+    # A row of a window is `width` pixels that lie together in memory. To copy each from where it starts is many times as
+    # fast as to gather its pixels, on a CPU.
+    rows = torch.arange(height, device=device) + corners[:, :1]
+    first = torch.arange(n * channels, device=device).view(n, channels, 1) * height + reflect(rows, height)[:, None]
+    starts = first * wide.shape[3] + (corners[:, 1] + reach)[:, None, None]
+    runs = wide.view(-1).as_strided((max(wide.numel() - width + 1, 0), width), (1, 1))
+    cut = runs.index_select(0, starts.view(-1)).view(images.shape)
     if fill is None:
         return cut
+    columns = torch.arange(width, device=device) + corners[:, 1:]
     seen = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     return select(seen[:, None], cut, fill)
 
