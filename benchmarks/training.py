@@ -14,7 +14,8 @@ elsewhere    `fast` and `classic` on generated scenes and on a folder of 64×64 
 ablation     `fast` on CIFAR-10 without each of its parts, judged on a tenth of the training images that is held out: choices are
              made there, not on the test images.  Hours.
 
-Each section prints a table and replaces its own part of the JSON file. In `throughput` the plain loader runs in the training's
+Each section prints a table and replaces its own part of the JSON file. Whole trainings are kept there one by one, and those that
+the file has are not done again: what takes hours can be stopped and gone on with, and seeds added. In `throughput` the plain loader runs in the training's
 own process: workers would go on loading during the other side's turn, and take its cores. Nothing else should run meanwhile.
 """
 # ruff: noqa: E402 — the clock starts before torch is imported, which takes seconds
@@ -37,6 +38,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,10 +249,9 @@ def runs(options: argparse.Namespace) -> dict[str, Any]:
     """Whole trainings on CIFAR-10 in turn, seed after seed."""
     sides = options.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
+    for seed in range(options.seeds):
         for side in sides:
-            found[side].append(one(side, seed, options.data_dir))
-            console.print(f"{side}, seed {seed}: {found[side][-1]}")
+            found[side].append(once(options, f"{side} {seed}", partial(one, side, seed, options.data_dir)))
     result = {}
     for side, results in found.items():
         keys = [key for key in results[0] if all(isinstance(r.get(key), float) for r in results)]
@@ -264,6 +265,22 @@ def runs(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What the JSON file has so far."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def once(options: argparse.Namespace, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return the figures kept under `key` in the JSON file; measure and keep them if there are none."""
+    known = read(options.json)
+    trainings = known.setdefault("trainings", {})
+    if key not in trainings:
+        trainings[key] = measure()
+        console.print(f"{key}: {trainings[key]}")
+        options.json.write_text(json.dumps(known, indent=1) + "\n")
+    return trainings[key]
+
+
 def one(
     side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = None, data: str = "cifar10", *options: str
 ) -> dict[str, float]:
@@ -275,7 +292,7 @@ def one(
             command += ["--data-dir", str(data_dir)] if data_dir else []
         else:
             name = side.rstrip("0123456789")
-            chosen = recipe or load_recipe(name).with_(epochs=int(side[len(name) :] or load_recipe(name).epochs))
+            chosen = recipe or load_recipe(name).with_(epochs=int(side[len(name) :] or 0) or None)
             command = [__file__, "child", "--recipe", json.dumps(chosen.to_dict()), "--data", data, "--seed", str(seed), *options]
             command += ["--json", str(out), "--folder", str(Path(folder, "run"))]
             command += ["--data-dir", str(data_dir)] if data_dir else []
@@ -332,13 +349,16 @@ def elsewhere(options: argparse.Namespace) -> dict[str, Any]:
             sides: dict[str, list[dict[str, float]]] = {"fast": [], "classic": []}
             epochs = 1
             for seed in range(options.seeds):
-                sides["fast"].append(one("fast", seed, options.data_dir, load_recipe("fast"), data))
+                sides["fast"].append(once(options, f"{name}, fast {seed}", partial(one, "fast", seed, None, None, data)))
                 if seed == 0:  # an epoch of classic, to know what fits
-                    quick = load_recipe("classic").with_(epochs=1, max_lr=0.01)
-                    a, b = (one("classic", 0, None, quick.with_(epochs=k), data)["seconds_to_model"] for k in (1, 2))
-                    epochs = max(1, int((sides["fast"][0]["seconds_to_model"] - (2 * a - b)) / (b - a)))
+                    short = [load_recipe("classic").with_(epochs=k, max_lr=0.01) for k in (1, 2)]
+                    a, b = (once(options, f"{name}, {r.epochs} of classic", partial(one, "", 0, None, r, data)) for r in short)
+                    an_epoch = b["seconds_to_model"] - a["seconds_to_model"]
+                    left = sides["fast"][0]["seconds_to_model"] - (a["seconds_to_model"] - an_epoch)
+                    epochs = max(1, round(left / an_epoch))
                 fitted = load_recipe("classic").with_(epochs=epochs, max_lr=0.01)
-                sides["classic"].append(one("classic", seed, options.data_dir, fitted, data))
+                key = f"{name}, {epochs} of classic {seed}"
+                sides["classic"].append(once(options, key, partial(one, "", seed, None, fitted, data)))
             found[name] = {
                 side: {"epochs": epochs if side == "classic" else load_recipe("fast").epochs}
                 | {key: summary([r[key] for r in results]) for key in ("single_view", "seconds_to_model")}
@@ -385,9 +405,11 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for name in wanted:
         extra = ["--unwhitened"] if name == "no whitening" else []
-        results = [one("fast", seed, options.data_dir, variants[name], "cifar10:dev", *extra) for seed in range(options.seeds)]
+        results = []
+        for seed in range(options.seeds):
+            train_it = partial(one, "", seed, options.data_dir, variants[name], "cifar10:dev", *extra)
+            results.append(once(options, f"ablation, {name} {seed}", train_it))
         found[name] = {key: summary([r[key] for r in results]) for key in ("single_view", "views", "seconds_to_model")}
-        console.print(f"{name}: {found[name]}")
     rows = [(name, *(f"{values[key]['mean']:.4f}" for key in values)) for name, values in found.items()]
     console.print(table(("variant", "single view", "with views", "seconds"), rows, left=("variant",)))
     return found
@@ -404,7 +426,6 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", default=["throughput", "loader", "share"], choices=[*SECTIONS, "child"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--sides", default=SIDES)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path, default=Path("training.json"))
@@ -419,7 +440,7 @@ def main() -> None:
     device = best_device()
     for name in options.sections:
         found = SECTIONS[name](options)
-        known = json.loads(options.json.read_text()) if options.json.exists() else {}
+        known = read(options.json)
         known["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}"
         options.json.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
     console.print(f"Written to {options.json}.")
