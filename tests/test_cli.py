@@ -19,6 +19,7 @@ from PIL import Image
 from sightline import cli, terminal
 from sightline.datasets import load
 from sightline.exceptions import DataError
+from sightline.planted import plant_of
 from sightline.runs import Run
 
 Sightline = Callable[..., tuple[int, str, str]]
@@ -62,7 +63,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sightline.training import train
 
     recipe = Recipe("demo", "smallnet", epochs=1, batch_size=16, max_lr=1e-5, augment=())
-    return train(folder, tmp_path_factory.mktemp("runs") / "run", recipe=recipe, precision="fp32").folder
+    return train(folder, tmp_path_factory.mktemp("runs") / "run", recipe=recipe, precision="fp32", dev=0).folder
 
 
 def one_line(err: str, *parts: str) -> None:
@@ -137,7 +138,7 @@ def test_train_then_mistakes_then_explain_then_report(sightline: Sightline, fold
     options = ("-r", "small", "--epochs", 2, "--batch-size", 16, "--max-lr", 1e-5, "--precision", "fp32")
     code, out, err = sightline("train", folder, *options, "-o", run)
     assert code == 0
-    assert "Test accuracy" in out and "epoch 2/2" in err
+    assert "Dev accuracy" in out and "epoch 2/2" in err
     code, out, _ = sightline("mistakes", run, "-o", tmp_path / "mistakes.csv", "--json")
     wrong = json.loads(out)["mistakes"]
     predictions = Run.open(run).predictions
@@ -405,6 +406,7 @@ def test_control_c_leaves_a_run_that_can_be_gone_on_with_and_says_how(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_demo_tells_the_story(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "sightline", "demo", "-o", str(tmp_path / "demo"), "--json"],
@@ -413,9 +415,13 @@ def test_the_demo_tells_the_story(tmp_path: Path) -> None:
         check=True,
     )
     said = json.loads(result.stdout)
-    assert len(said["findings"]) == 3
     assert Path(said["report"]).stat().st_size < 5e6
-    assert 0.7 < said["results"]["test_accuracy"] < 0.93  # the mark costs it some fifteen points: the clean scenes reach 96 %
+    assert said["results"]["dev_accuracy"] > 0.9
+    causes = {cause["id"]: cause for cause in said["diagnosis"]["causes"]}
+    box = plant_of("planted")
+    assert box is not None and causes["mark"]["classes"] == ["star"] and causes["mark"]["detail"]["box"] == list(box.box or ())
+    assert said["fix"]["cause"]["id"] == "mark" and said["fix"]["measures"]["effect"]["after"]["value"] < 0.1
+    assert [line.partition(":")[0] for line in said["findings"][2:]] == ["Before", "After"]
 
 
 def test_one_epoch_on_the_real_cifar10(sightline: Sightline, cifar10_folder: Path, tmp_path: Path) -> None:
@@ -423,7 +429,7 @@ def test_one_epoch_on_the_real_cifar10(sightline: Sightline, cifar10_folder: Pat
     code, _, _ = sightline("train", "cifar10", *options, "-o", tmp_path / "run")
     assert code == 0
     run = Run.open(tmp_path / "run")
-    assert 0.45 < run.history[-1]["test_accuracy"] < 0.8
-    assert len(run.predictions) == 10_000
+    assert 0.45 < run.history[-1]["dev_accuracy"] < 0.8
+    assert len(run.predictions) == 5_000
     assert sightline("report", tmp_path / "run", "--data-dir", cifar10_folder)[0] == 0
     assert 1e5 < (tmp_path / "run" / "report.html").stat().st_size < 5e6

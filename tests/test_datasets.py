@@ -945,7 +945,7 @@ def test_streamed_images_are_the_same_data_set(tmp_path: Path, size: int | None)
         assert data.content_hash == expected.content_hash == old_content_hash(expected)
         assert data.normalisation == expected.normalisation
         assert data.skipped == expected.skipped == ("train/Eel/0.png", "test/owl/bad.jpg")
-        assert data.options == expected.options == {"size": size, "skip_bad": True, "seed": 0}
+        assert data.options == expected.options == {"size": size, "skip_bad": True, "seed": 0, "dev": 0.0}
 
 
 @pytest.mark.parametrize(("memory", "streamed"), [(1152, False), (1151, True)])
@@ -1104,3 +1104,58 @@ def test_hash_and_normalisation_of_a_file_need_little_memory(tmp_path: Path) -> 
     tracemalloc.stop()
     np.testing.assert_allclose(mean, np.full(3, noise(2000, 1, 1, 1).mean() / 255), rtol=1e-12)
     assert peak < 15e6  # the images are 38 MB
+
+
+# ---------------------------------------------------------------- what is held out
+
+
+def literally_held_out(split: datasets.Split, share: float) -> set[str]:
+    """Of each class the ids with the smallest SHA-256."""
+    held: set[str] = set()
+    for label in range(len(split.classes)):
+        ids = [name for name, own in zip(split.ids, split.labels, strict=True) if own == label]
+        ids.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        held.update(ids[: max(1, round(share * len(ids)))])
+    return held
+
+
+def test_dev_is_the_same_part_of_each_class_on_every_machine() -> None:
+    whole, data = load("planted:clean"), load("planted:clean", dev=0.1)
+    assert data.dev is not None and data.dev.masks is not None and whole.train.masks is not None
+    assert set(data.dev.ids) == literally_held_out(whole.train, 0.1)
+    assert np.bincount(data.dev.labels).tolist() == [40] * 10 and len(data.train) == 3600
+    place = {name: i for i, name in enumerate(whole.train.ids)}
+    for split in (data.train, data.dev):
+        rows = [place[name] for name in split.ids]
+        np.testing.assert_array_equal(split.images, whole.train.images[rows])
+        np.testing.assert_array_equal(split.labels, whole.train.labels[rows])
+        assert split.masks is not None
+        np.testing.assert_array_equal(split.masks, whole.train.masks[rows])
+    assert not set(data.train.ids) & set(data.dev.ids) and data.test.ids == whole.test.ids
+    assert data.content_hash != whole.content_hash and data.judged == ("dev", data.dev) and whole.judged == ("test", whole.test)
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+def test_files_are_held_out_before_they_are_read(tmp_path: Path, memory: int | None) -> None:
+    root = tmp_path / "pictures"
+    for k, name in enumerate("ab"):
+        for i in range(20):
+            (root / "train" / name).mkdir(parents=True, exist_ok=True)
+            (root / "test" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (10 * i, 100 * k, 0)).save(root / "train" / name / f"{i}.png")
+            Image.new("RGB", (8, 8), (10 * i, 100 * k, 9)).save(root / "test" / name / f"{i}.png")
+    whole, data = load(root), load(root, dev=0.25, memory=memory)
+    assert data.dev is not None and set(data.dev.ids) == literally_held_out(whole.train, 0.25) and len(data.dev) == 10
+    place = {name: i for i, name in enumerate(whole.train.ids)}
+    np.testing.assert_array_equal(data.dev.images, whole.train.images[[place[name] for name in data.dev.ids]])
+    assert isinstance(data.train.images, np.memmap) == (memory == 0)
+
+
+def test_what_cannot_be_held_out_is_an_error() -> None:
+    with fails("not between 0 and 0.5; give --dev 0.1"):
+        load("planted:clean", dev=0.6)
+    with fails("held out already"):
+        datasets.hold_out(load("planted:clean", dev=0.1), 0.1)
+    one = datasets.Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), ("a", "b"), ("1", "2"))
+    with fails("class 'a' has one image"):
+        datasets.hold_out(datasets.Dataset("two", one, one), 0.1)

@@ -13,10 +13,11 @@ from torch import Generator, Tensor, nn
 
 from sightline.augment import CutMix, HorizontalFlip, MixUp, RandomCrop
 from sightline.datasets import Dataset
+from sightline.evaluation import predict, predict_views
 from sightline.models import Normalise, build, to_device
 from sightline.precision import Precision
 from sightline.recipe import Recipe
-from sightline.training import Learner, predict, predict_views, train
+from sightline.training import Learner, train
 from sightline.training.learner import scaled
 from sightline.training.state import State
 

@@ -11,20 +11,8 @@ from scipy import stats
 
 from sightline.datasets import Dataset, Split
 from sightline.exceptions import DataError
-from sightline.planted import (
-    CLASSES,
-    CLUTTER,
-    FURTHEST,
-    SHAPES,
-    _Figure,
-    _render,
-    _Scenes,
-    _scenes,
-    _Surface,
-    marked,
-    plant_of,
-    planted,
-)
+from sightline.planted import CLASSES, CLUTTER, FURTHEST, SHAPES, marked, plant_of, planted
+from sightline.planted.scenes import Figure, Scenes, Surface, draw_scenes, render
 
 STAR = CLASSES.index("star")
 
@@ -88,7 +76,7 @@ def stroke_or_speck(kind: int, x: float, y: float) -> bool:
     return abs(x) <= 1 and abs(y) <= 0.12 if kind == 0 else x**2 + 5 * y**2 <= 0.2
 
 
-def cover(figure: _Figure, i: int, row: int, column: int, size: int, test: Callable[[float, float], bool]) -> float:
+def cover(figure: Figure, i: int, row: int, column: int, size: int, test: Callable[[float, float], bool]) -> float:
     (cx, cy), (cosine, sine), hits = figure.centre[i], figure.turn[i], 0
     for y in ((row + 0.25) * 32 / size - cy, (row + 0.75) * 32 / size - cy):
         for x in ((column + 0.25) * 32 / size - cx, (column + 0.75) * 32 / size - cx):
@@ -100,7 +88,7 @@ def wave(x: float) -> float:
     return 2 * min(x % 1, 1 - x % 1)  # 0 at whole numbers, 1 halfway: the mirror image of the other one
 
 
-def texture(surface: _Surface, i: int, row: int, column: int, size: int) -> float:
+def texture(surface: Surface, i: int, row: int, column: int, size: int) -> float:
     period, (cosine, sine) = surface.period[i], surface.turn[i]
     x = (column + 0.5) * 32 / size - surface.phase[i, 0] * period
     y = (row + 0.5) * 32 / size - surface.phase[i, 1] * period
@@ -119,12 +107,12 @@ def texture(surface: _Surface, i: int, row: int, column: int, size: int) -> floa
     return float((1 - wave(x)) ** 2 + (1 - wave(y)) ** 2 < 0.4)
 
 
-def paint(surface: _Surface, i: int, row: int, column: int, size: int) -> np.ndarray:
+def paint(surface: Surface, i: int, row: int, column: int, size: int) -> np.ndarray:
     mix = texture(surface, i, row, column, size)
     return (1 - mix) * surface.colours[i, 0] + mix * surface.colours[i, 1]
 
 
-def literal(scenes: _Scenes, i: int, row: int, column: int, size: int) -> tuple[list[int], bool]:
+def literal(scenes: Scenes, i: int, row: int, column: int, size: int) -> tuple[list[int], bool]:
     colour = paint(scenes.background, i, row, column, size)
     for figure, colours in scenes.clutter:
         share = cover(figure, i, row, column, size, lambda x, y, k=int(figure.kind[i]): stroke_or_speck(k, x, y))
@@ -140,8 +128,8 @@ def literal(scenes: _Scenes, i: int, row: int, column: int, size: int) -> tuple[
 @pytest.mark.parametrize("size", [32, 20])
 def test_scenes_are_those_of_a_literal_renderer(size: int) -> None:
     indices = np.arange(10)
-    scenes = _scenes("train", 1, size, indices, indices)
-    images, masks = _render(scenes, size)
+    scenes = draw_scenes("train", 1, size, indices, indices)
+    images, masks = render(scenes, size)
     assert set(scenes.background.texture) == set(range(5)), "every texture is drawn"
     for i in indices:
         pixels = [[literal(scenes, i, row, column, size) for column in range(size)] for row in range(size)]
@@ -217,9 +205,9 @@ def test_objects_are_wholly_in_the_image_and_their_size_is_in_its_range(clean: D
 
 
 def test_objects_stand_out_from_the_background() -> None:
-    scenes = _scenes("train", 0, 32, np.arange(1000) % 10, np.arange(1000))
+    scenes = draw_scenes("train", 0, 32, np.arange(1000) % 10, np.arange(1000))
     plain = replace(scenes, clutter=[], noise=np.zeros_like(scenes.noise))
-    images, masks = _render(plain, 32)
+    images, masks = render(plain, 32)
     grey = images.mean(3)
     inner = np.array([g[m].mean() for g, m in zip(grey, masks, strict=True)])
     outer = np.array([g[~m].mean() for g, m in zip(grey, masks, strict=True)])
@@ -229,7 +217,7 @@ def test_objects_stand_out_from_the_background() -> None:
 
 
 def test_rotation_is_close_to_uniform() -> None:
-    turn = _scenes("train", 0, 16, np.zeros(4000, int), np.arange(4000)).object.turn
+    turn = draw_scenes("train", 0, 16, np.zeros(4000, int), np.arange(4000)).object.turn
     np.testing.assert_allclose((turn**2).sum(1), 1, atol=1e-12)
     counts = np.histogram(np.arctan2(turn[:, 1], turn[:, 0]), 16, (-np.pi, np.pi))[0]
     assert abs(counts / 250 - 1).max() < 0.2  # the standard deviation of a count is 6 %
@@ -294,8 +282,8 @@ def test_the_truth_says_what_was_planted() -> None:
     plant = plant_of("planted")
     assert plant == plant_of("planted:mark")
     assert plant is not None
-    assert (plant.kind, plant.label, plant.box) == ("mark", STAR, (26, 26, 4, 4))
-    assert (plant.train_rate, plant.test_rate) == (0.9, 0.2)
+    assert (plant.kind, plant.causes, plant.labels, plant.box) == ("mark", ("mark",), (STAR,), (26, 26, 4, 4))
+    assert plant.strength == 0.9
     assert plant_of("planted:clean") is None
 
 

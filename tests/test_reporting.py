@@ -53,7 +53,8 @@ def make_run(folder: Path, data: datasets.Dataset, *, epochs: int = 2, right: bo
     predictions = Predictions.from_logits(logits, data.test.labels, data.test.ids, data.classes, "test")
     predictions.write(folder)
     accuracy = float((predictions.predicted == predictions.labels).mean())
-    rows = [{**dict.fromkeys(runs.HISTORY, 0.5), "epoch": i + 1.0, "test_accuracy": accuracy} for i in range(epochs)]
+    row = {**dict.fromkeys(runs.history_columns("test"), 0.5), "test_accuracy": accuracy}
+    rows = [{**row, "epoch": i + 1.0} for i in range(epochs)]
     runs.write_history(folder, rows)
     rates = np.geomspace(1e-5, 10, 60)
     losses = 2 - 1.5 / (1 + np.exp(-np.log(rates) - 5))
@@ -248,7 +249,7 @@ def test_classes_have_their_intervals_and_one_without_images_says_so(full: Run, 
         hits, n = int((predictions.predicted[members] == i).sum()), int(members.sum())
         interval = binomtest(hits, n).proportion_ci(method="wilson")
         assert f"{name} {n} {100 * hits / n:.1f} % {100 * interval.low:.1f}–{100 * interval.high:.1f} %" in page.text
-    assert "yak 0 no test images: nothing is known" in page.text
+    assert "yak 0 no images: nothing is known" in page.text
 
 
 def test_nothing_in_the_page_makes_a_request(page: Parsed) -> None:
@@ -310,7 +311,7 @@ def test_command_names_what_differs_from_the_built_in_recipe(full: Run, recipe: 
     info = {**full.info, "data": data, "recipe": json.loads(json.dumps(recipe.to_dict()))}
     command, needed = reporting.reproduce(info)
     assert shlex.split(command)[2] == "my pictures"
-    where = "--seed 7 --precision fp32-channels-last --device cpu --size 64 --skip-bad -o RUN"
+    where = "--seed 7 --precision fp32-channels-last --device cpu --size 64 --dev 0.0 --skip-bad -o RUN"
     assert command == f"sightline train 'my pictures' {words} {where}"
     assert needed == in_file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -16,8 +17,10 @@ import torch
 from scipy.special import log_softmax
 
 from sightline import runs
-from sightline.datasets import Dataset
+from sightline.datasets import Dataset, hold_out
+from sightline.evaluation import open_test
 from sightline.exceptions import RunError
+from sightline.models import Normalise, to_device
 from sightline.recipe import Recipe
 from sightline.runs import MapParts, Predictions, Run, SavedMaps, load_state, prepare, save_state, write_text
 from sightline.training import train
@@ -237,3 +240,49 @@ def test_writing_fails_with_the_system_s_reason(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunError, match="No space left on device"):
         write_text(tmp_path / "a", "b")
+
+
+def test_a_run_with_held_out_images_is_judged_on_them(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    data = hold_out(blobs, 0.2)
+    assert data.dev is not None
+    run = train(data, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32")
+    assert run.judged == run.predictions.split == "dev" and run.predictions.ids == data.dev.ids
+    assert "test_accuracy" not in run.info["results"] and not (run.folder / "test.parquet").exists()
+    right = (run.predictions.predicted == data.dev.labels).mean()
+    assert run.history[0]["dev_accuracy"] == run.info["results"]["dev_accuracy"] == pytest.approx(right)
+    assert (run.folder / "history.csv").read_text().splitlines()[0].split(",") == list(runs.history_columns("dev"))
+
+
+def test_opening_the_test_set_is_counted(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    data = hold_out(blobs, 0.2)
+    run = train(data, tmp_path / "run", recipe=quick, precision="fp32")
+    first, second = open_test(run, data), open_test(run, data)
+    assert Run.open(run.folder).info["test_opened"] == 2
+    logits = run.model()(Normalise(*data.normalisation)(to_device(data.test.images))).detach().numpy()
+    np.testing.assert_array_equal(first.predicted, logits.argmax(1))
+    np.testing.assert_array_equal(first.losses, second.losses)
+    assert first.split == "test" and first.ids == data.test.ids
+    with pytest.raises(RunError, match="isn't what"):
+        open_test(run, blobs)
+
+
+def test_seeds_are_the_runs_in_a_folder(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    for seed in (1, 0):
+        train(blobs, tmp_path / f"seed-{seed}", recipe=quick.with_(epochs=1), seed=seed, precision="fp32")
+    assert [run.info["seed"] for run in runs.open_seeds(tmp_path)] == [0, 1]
+    assert [run.info["seed"] for run in runs.open_seeds(tmp_path / "seed-1")] == [1]
+    with pytest.raises(RunError, match="there is no run folder"):
+        runs.open_seeds(tmp_path / "nothing")
+
+
+def test_a_training_may_start_from_given_weights(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick, precision="fp32")
+    still = quick.with_(epochs=1, max_lr=1e-12)
+    again = train(blobs, tmp_path / "again", recipe=still, precision="fp32", seed=1, weights=run.folder / "model.safetensors")
+    before, after = run.model().state_dict(), again.model().state_dict()
+    for name, value in before.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+    assert again.info["weights"] == hashlib.sha256((run.folder / "model.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(RunError, match="cannot read the weights"):
+        train(blobs, tmp_path / "bad", recipe=still.with_(width=2.0), precision="fp32", weights=run.folder / "model.safetensors")

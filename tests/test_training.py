@@ -19,12 +19,13 @@ import torch
 from sightline import training
 from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform
 from sightline.datasets import Dataset, load
+from sightline.evaluation import predict
 from sightline.exceptions import RecipeError, RunError, SightlineError, TrainingError
 from sightline.models import Normalise, build, to_device
 from sightline.precision import Precision
 from sightline.recipe import Recipe
 from sightline.runs import Run
-from sightline.training import find_lr, loop, predict, train
+from sightline.training import find_lr, loop, train
 from sightline.training.learner import stream
 
 

@@ -14,10 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comparison import compare as compare
     from .datasets import load as load
+    from .diagnosis import diagnose as diagnose
     from .exceptions import SightlineError as SightlineError
     from .heatmaps import Heatmaps as Heatmaps
     from .heatmaps import explain as explain
+    from .prescription import fix as fix
     from .recipe import Recipe as Recipe
     from .reporting import report as report
     from .runs import Run as Run
@@ -28,7 +31,10 @@ _HOMES = {
     "Recipe": "recipe",
     "Run": "runs",
     "SightlineError": "exceptions",
+    "compare": "comparison",
+    "diagnose": "diagnosis",
     "explain": "heatmaps",
+    "fix": "prescription",
     "load": "datasets",
     "report": "reporting",
     "train": "training",

@@ -18,7 +18,10 @@ from .exceptions import DataError, RecipeError, SightlineError
 from .terminal import WORDS, Bars, epoch_table, err, out, printable, table
 
 if TYPE_CHECKING:
+    from .comparison import Comparison, Difference
     from .datasets import Dataset
+    from .diagnosis import Diagnosis
+    from .prescription import Fix
     from .recipe import Recipe
     from .runs import Run
 
@@ -33,6 +36,7 @@ Data = Annotated[
     str, typer.Argument(help="cifar10, planted, planted:clean, or a folder with one sub-folder a class", metavar="DATA")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="RUN")]
+Seeds = Annotated[Path, typer.Argument(help="a run, or a folder of runs: seeds of one recipe", metavar="RUN")]
 DataDir = Annotated[Path | None, typer.Option(help="where named data sets lie (else SIGHTLINE_DATA, else the cache folder)")]
 Size = Annotated[int | None, typer.Option(min=8, help="resize a folder's images to SIZE×SIZE pixels")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out image files that can't be read, and count them")]
@@ -43,6 +47,7 @@ Width = Annotated[float | None, typer.Option(min=0.01, help="times the channels 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the best there is if not given")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16, fp32-compiled or bf16-compiled")]
 VERDICTS = ("supported", "weak", "no evidence")  # of `faithfulness`
+Dev = Annotated[float, typer.Option(min=0, max=0.5, help="share of the training images held out to be looked at; 0: none")]
 Seed = Annotated[int, typer.Option(help="of every random number")]
 
 
@@ -52,23 +57,31 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Tell the whole story on generated data: train, find the mistakes, see where the model looked."""
+    """Tell the whole story on generated data: train, find the mistakes and their cause, mend it, and prove that it is mended."""
+    from .diagnosis import diagnose
     from .heatmaps import explain
+    from .prescription import fix
     from .recipe import load_recipe
     from .reporting import report
     from .training import train
 
     folder = folder or _new_folder(Path("runs/demo"))
+    mended = folder.with_name(f"{folder.name}-fix")
     with Bars() as bars:
         run = train("planted", folder, recipe=load_recipe("fast").with_(width=0.5), seed=seed, on_progress=bars.training)
         data = run.dataset()
         explain(run, data, progress=lambda done, total: bars.step("heatmaps", done, total))
         page = report(run, data)
-    findings = _findings(run, data)
+        found = diagnose(run, data, on_progress=bars.step)
+        proof = fix(run, data, mended, seeds=1, diagnosis=found, on_progress=bars.fixing)
+    after = sorted(mended.glob("prescription/seed-*"))
+    effects = [_mark_effect(each, data) for each in (run, *map(type(run).open, after))]
+    findings = [*_findings(run), *(f"{when}: {effect}" for when, effect in zip(("Before", "After"), effects, strict=False))]
     if as_json:
-        _print_json({"run": str(folder), "report": str(page), "findings": findings, "results": dict(run.info["results"])})
-    else:
-        _say(epoch_table(run.history), *findings, f"The report: {page}")
+        results = {"findings": findings, "results": dict(run.info["results"])}
+        _print_json({"run": str(folder), "report": str(page), **results, "diagnosis": found.to_dict(), "fix": proof.to_dict()})
+        return
+    _say(epoch_table(run.history), *findings[:2], *_diagnosed(found), *_fixed(proof), *findings[2:], f"The report: {page}")
 
 
 @app.command()
@@ -201,6 +214,7 @@ def train(
     data_dir: DataDir = None,
     size: Size = None,
     skip_bad: SkipBad = False,
+    dev: Dev = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """Train a model, and leave a run folder; the same command goes on where a stopped one was."""
@@ -210,7 +224,7 @@ def train(
     runs.prepare(folder)
     changes = {"model": model, "width": width, "epochs": epochs, "batch_size": batch_size, "max_lr": max_lr}
     chosen = _recipe(recipe, **changes, augment=augment)
-    loaded = _load(name, data_dir, size, skip_bad)
+    loaded = _load(name, data_dir, size, skip_bad, dev)
     for line in _rates(chosen.augment, loaded):
         err.print(line)
     try:
@@ -233,7 +247,7 @@ def train(
     long = "one epoch" if results["epoch"] == 1 else f"{results['epoch']} epochs"
     _say(
         epoch_table(run.history),
-        f"Test accuracy {_accuracy(run)} after {long} and {duration(results['seconds'])}"
+        f"{run.judged.capitalize()} accuracy {_accuracy(run)} after {long} and {duration(results['seconds'])}"
         f" on {run.info['device']} ({run.info['arithmetic']['dtype']}).",
         *([f"With more views of each image: {results['views_accuracy']:.2%}."] if "views_accuracy" in results else []),
         *_doubts(run.info["suggestion"]),
@@ -265,7 +279,7 @@ def mistakes(
     ]
     pairs = [(pair.true, pair.predicted, pair.count, f"{pair.share:.1%}") for pair in confused]
     _say(
-        f"Test accuracy {_accuracy(run)}.",
+        f"{run.judged.capitalize()} accuracy {_accuracy(run)}.",
         table(("image", "predicted", "actual", "confidence", "loss", "margin"), drawn, left=("image", "predicted", "actual")),
         f"Showing {min(n, len(rows))} of {len(rows)} mistakes.",
         table(("actual", "taken for", "images", "of its class"), pairs, left=("actual", "taken for")),
@@ -357,6 +371,94 @@ def report(
     _say(f"The report: {page}")
 
 
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="a run, or a folder of runs: seeds of one recipe", metavar="RUN_A")],
+    b: Annotated[Path, typer.Argument(help="what it is compared with, likewise", metavar="RUN_B")],
+    n: Annotated[int, typer.Option("-n", min=0, help="fixed and broken images to name")] = 10,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether B is better than A on the test images, what it fixed and broke, and what chance alone would have."""
+    from . import comparison
+    from .runs import open_seeds
+
+    arms = [open_seeds(folder) for folder in (a, b)]
+    with Bars() as bars:
+        bars.step(WORDS["load"], 0, None)
+        found = comparison.compare(arms[0], arms[1], arms[0][0].dataset(data_dir))
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    _say(*_compared(found, n))
+
+
+@app.command()
+def diagnose(
+    folder: Seeds,
+    seed: Seed = 0,
+    device: Device = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the causes of a run's mistakes by intervention, on images that were held out; writes RUN/diagnosis.json."""
+    from . import diagnosis
+    from .runs import open_seeds
+
+    runs = open_seeds(folder)
+    with Bars() as bars:
+        bars.step(WORDS["load"], 0, None)
+        found = diagnosis.diagnose(runs, runs[0].dataset(data_dir), seed=seed, device=device, on_progress=bars.step)
+    if as_json:
+        _print_json(json.loads((runs[0].folder / "diagnosis.json").read_text(encoding="utf-8")))
+        return
+    _say(*_diagnosed(found), f"All of it: {runs[0].folder / 'diagnosis.json'}. Next: sightline fix {folder}")
+
+
+@app.command()
+def fix(
+    folder: Seeds,
+    out_folder: Annotated[Path, typer.Option("-o", "--out", help="where everything is kept; an unfinished fix is gone on with")],
+    budget: Annotated[
+        str | None, typer.Option(help="time for all of it, such as 90s, 30m or 2h: arms and seeds are fitted")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="trainings of each arm; 3, or what the budget allows")] = None,
+    forbidden: Annotated[
+        list[str] | None,
+        typer.Option("--not", help="what these pictures can't undergo and keep their class, repeatable: hflip, …"),
+    ] = None,
+    device: Device = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try edits of the recipe against the causes of a run's mistakes, and prove the best one by retraining."""
+    from . import prescription
+    from .runs import open_seeds
+
+    runs, time = open_seeds(folder), None if budget is None else _seconds(budget)
+    try:
+        with Bars() as bars:
+            bars.step(WORDS["load"], 0, None)
+            data = runs[0].dataset(data_dir)
+            found = prescription.fix(
+                runs,
+                data,
+                out_folder,
+                budget=time,
+                seeds=seeds,
+                forbidden=forbidden or (),
+                device=device,
+                on_progress=bars.fixing,
+            )
+    except KeyboardInterrupt:
+        err.print(f"stopped; the same command with -o {out_folder} goes on", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    _say(*_fixed(found))
+
+
 def main() -> None:
     """Run the command line."""
     try:
@@ -381,11 +483,11 @@ def _doubts(suggestion: dict[str, Any] | None) -> list[str]:
     return [f"The range test is unsure: {'; '.join(suggestion['doubts'])}."] if suggestion and suggestion["doubts"] else []
 
 
-def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool) -> Dataset:
+def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool, dev: float = 0) -> Dataset:
     from .datasets import load
 
     with Bars() as bars:
-        loaded = load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, progress=bars.step)
+        loaded = load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, dev=dev, progress=bars.step)
     _left_out(loaded.skipped)
     return loaded
 
@@ -493,37 +595,152 @@ def _left_out(files: Sequence[str]) -> None:
         err.print(printable(f"left out {len(files)} unreadable files: {some}"), markup=False)
 
 
-def _findings(run: Run, data: Dataset) -> list[str]:
-    """What the demo found, in three lines."""
+def _compared(found: Comparison, n: int) -> list[Any]:
+    """The verdict, the figures behind it, the classes that changed, and the images."""
+    d, flips = found.difference, found.flips
+    lines = [
+        f"{found.verdict[0].upper()}{found.verdict[1:]}.",
+        f"A is right on {found.accuracy[0]:.2%} of {found.n:,} test images, B on {found.accuracy[1]:.2%}: {_points(d.value)} "
+        f"points ({_span(d)} at 95 %, {found.runs[0]} and {found.runs[1]} runs).",
+        f"B fixes {flips.fixed:,.0f} images and breaks {flips.broken:,.0f}; two runs of one recipe fix and break "
+        f"{flips.churn:,.0f} each ({'measured between seeds' if flips.source == 'seeds' else flips.source}).",
+    ]
+    if found.mcnemar is not None:
+        lines.append(f"As two checkpoints, whatever their recipes: p = {found.mcnemar:.2g} by McNemar's exact test.")
+    for word, some in (("In nearly all seeds", found.reliable), ("In all seeds", found.unanimous)):
+        if some.fixed_by_chance is not None or some.broken_by_chance is not None:
+            shares = (some.fixed_by_chance, some.broken_by_chance)
+            fixed, broken = (f"{share:.0%}" if share is not None else "–" for share in shares)
+            lines.append(f"{word} it fixes {some.fixed:,} ({fixed} by chance) and breaks {some.broken:,} ({broken}).")
+    rows = [
+        (c.name, c.n, _points(c.difference.value), _span(c.difference), f"{c.holm:.2g}")
+        for c in found.classes
+        if c.difference is not None and c.holm is not None
+    ]
+    for word, ids in (("Fixed", found.fixed), ("Broken", found.broken)):
+        if ids[:n]:
+            lines.append(f"{word}, the surest first: {', '.join(ids[:n])}{' …' * (len(ids) > n)}")
+    return [
+        *lines,
+        table(("class", "images", "change, points", "95 %", "p, by Holm"), rows, left=("class",)),
+        f"Calibration error: A {found.ece[0]:.2%}, B {found.ece[1]:.2%}.",
+    ]
+
+
+def _span(difference: Difference) -> str:
+    return f"{_points(difference.low)} to {_points(difference.high)}"
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}"
+
+
+def _diagnosed(found: Diagnosis) -> list[Any]:
+    """The causes with their evidence, the mistakes by what repairs them, and what was looked for and not found."""
+    from .diagnosis import LEAST
+
+    rows = [
+        (
+            cause.id,
+            ", ".join(found.classes[label] for label in cause.classes) or "all",
+            cause.probe,
+            f"{cause.rate:.1%}",
+            f"{cause.sham:.1%}",
+            f"{100 * cause.low:.1f} to {100 * cause.high:.1f}",
+            f"{cause.n:,}",
+            f"{cause.q:.1g}",
+            "costs now" if cause.kind == "cost" else "a risk",
+        )
+        for cause in found.causes
+    ]
+    columns = ("cause", "classes", "probe", "with it", "sham", "difference, 95 %", "images", "q", "kind")
+    repaired = [(key, len(ids), f"{len(ids) / max(found.mistakes, 1):.0%}") for key, ids in found.groups.items()]
+    declared = {cause.id for cause in found.causes}
+    absent = [cause for cause in LEAST if cause not in declared]
+    return [
+        f"{found.n:,} dev images, {found.mistakes:,} of them mistakes; {len(found.findings)} probes in {found.seconds:.0f} s.",
+        table(columns, rows, left=("cause", "classes", "probe", "kind")) if rows else "No cause found.",
+        *([table(("mistakes repaired by", "images", "share"), repaired, left=("mistakes repaired by",))] if rows else []),
+        f"Looked for and not found: {', '.join(absent)}." if absent else "",
+    ]
+
+
+def _fixed(found: Fix) -> list[Any]:
+    """What was tried, the proof, and where the edited recipe is."""
+    tried = [
+        (
+            trial["edit"],
+            trial["cause"],
+            f"{100 * trial['effect']:+.1f}",
+            "–" if trial["group"] is None else f"{100 * trial['group']:+.1f}",
+            f"{100 * trial['accuracy']:+.1f}",
+            f"{100 * trial['worst_class']:+.1f}",
+        )
+        for trial in found.trials
+    ]
+    columns = (
+        "edit, in a short fine-tune beside a sham",
+        "against",
+        "effect less",
+        "its mistakes",
+        "dev accuracy",
+        "worst class",
+    )
+    lines: list[Any] = [table(columns, tried, left=columns[:2])] if tried else []
+    if found.measures is not None:
+        names = {"generic": "TrivialAugment + Cutout"}
+        arms = [(names.get(arm, arm), f"{accuracy:.2%}") for arm, accuracy in found.measures["accuracy"].items()]
+        lines.append(table(("arm, trained anew", "test accuracy"), arms, left=("arm, trained anew",)))
+    lines.append(f"{found.summary[0].upper()}{found.summary[1:]}.")
+    if found.edit is not None:
+        lines.append(f"The edited recipe, for sightline train -r: {found.folder}/recipe.json. {found.edit['why']}")
+    return lines
+
+
+def _seconds(text: str) -> float:
+    """A time such as "90s", "30m" or "2h" in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise RecipeError(f"'{text}' is no time; write it like 90s, 30m or 2h")
+    return seconds
+
+
+def _findings(run: Run) -> list[str]:
+    """How well the demo's model does, in two lines."""
     from .mistakes import most_confused
 
     worst = most_confused(run.predictions, 1)
     pair = f"the commonest: {worst[0].true} taken for {worst[0].predicted} ({worst[0].count} times)" if worst else "none"
     wrong = int((run.predictions.predicted != run.predictions.labels).sum())
     return [
-        f"The model is right on {_accuracy(run)} of the test images.",
+        f"The model is right on {_accuracy(run)} of the {run.judged} images.",
         f"It makes {wrong} mistakes; {pair}.",
-        _mark_effect(run, data),
     ]
 
 
 def _mark_effect(run: Run, data: Dataset) -> str:
-    """What the planted mark does to the model: the class it was planted on, said of other classes with and without the mark."""
+    """What the planted mark does to the model: the class it was planted on, said of other test images with and without it."""
     import numpy as np
 
+    from .evaluation import open_test
     from .mistakes import newcombe
     from .planted import marked, plant_of
 
     plant = plant_of(data.name)
-    if plant is None:
-        return "No mark was planted."
-    others, taken = data.test.labels != plant.label, run.predictions.predicted == plant.label
+    if plant is None or plant.kind != "mark":
+        return "no mark was planted."
+    label = plant.labels[0]
+    others, taken = data.test.labels != label, open_test(run, data).predicted == label
     groups = [others & marked(data.test), others & ~marked(data.test)]
     said, n = [int(np.sum(taken[group])) for group in groups], [int(np.sum(group)) for group in groups]
     low, high = newcombe((said[0], said[1]), (n[0], n[1]))
     return (
-        f"A mark in the corner makes it say '{data.classes[plant.label]}': of other images {said[0] / n[0]:.0%} with the mark, "
-        f"{said[1] / n[1]:.0%} without (difference {100 * low:.0f} to {100 * high:.0f} points at 95 %, n = {n[0]} and {n[1]})."
+        f"of other classes' test images it calls {said[0] / n[0]:.0%} '{data.classes[label]}' if the mark is in the corner, "
+        f"{said[1] / n[1]:.0%} if not (difference {100 * low:.0f} to {100 * high:.0f} points at 95 %, n = {n[0]} and {n[1]})."
     )
 
 

@@ -1,4 +1,8 @@
-"""A name or a path → a `Dataset` of uint8 images, in memory or, where they are too many, in a memory-mapped file."""
+"""A name or a path → a `Dataset` of uint8 images, in memory or, where they are too many, in a memory-mapped file.
+
+Three splits: a model learns from `train`; `dev`, a part of the training images that is held out of it, is what may be looked at,
+probed and chosen on; `test` is for the last word.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -57,17 +61,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: what the model learns from (`train`) and what it is judged on (`test`).
+    """A data set: what the model learns from (`train`), what is looked at meanwhile (`dev`), and the last word (`test`).
 
     name: "cifar10", "planted…" or a folder's absolute path.  skipped: ids of the image files that could not be read.
-    options: what `load` must be given besides the name to give the same again: size, skip_bad and seed.
+    options: what `load` must be given besides the name to give the same again: size, skip_bad, seed and dev.
+    dev: None where nothing is held out.
     """
 
     name: str
     train: Split
     test: Split
     skipped: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=lambda: {"size": None, "skip_bad": False, "seed": 0})
+    options: Mapping[str, Any] = field(default_factory=lambda: {"size": None, "skip_bad": False, "seed": 0, "dev": 0.0})
+    dev: Split | None = None
+
+    @property
+    def judged(self) -> tuple[str, Split]:
+        """What a training is judged on, and its name: "dev" where there is such a split, else "test"."""
+        return ("dev", self.dev) if self.dev is not None else ("test", self.test)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,9 +86,9 @@ class Dataset:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over images, labels, class names and ids of both splits, in hexadecimal."""
+        """SHA-256 over images, labels, class names and ids of all splits, in hexadecimal."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in (self.train, self.test, *([] if self.dev is None else [self.dev])):
             digest.update(repr((split.images.shape, split.classes, split.ids)).encode())
             for piece in _pieces(split.images):
                 digest.update(np.ascontiguousarray(piece).data)
@@ -133,6 +144,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_FRACTION = 0.2
+DEV = 0.1  # the share of the training images that `train` holds out unless it is told otherwise
+MOST_DEV = 0.5
 UNTOLD_MEMORY = 8 * 2**30  # bytes that a machine is taken to have where its system doesn't tell
 
 
@@ -144,6 +157,7 @@ def load(
     skip_bad: bool = False,
     progress: Progress | None = None,
     seed: int = 0,
+    dev: float = 0.0,
     memory: int | None = None,
 ) -> Dataset:
     """Load a data set by its name, or from a folder with one sub-folder a class.
@@ -169,12 +183,17 @@ def load(
     in `images/` of the platform's cache folder; `Split.images` is then a read-only memory map, and loading the same files
     again decodes nothing. Those files may be deleted whenever no program uses them.
 
+    `dev` is the share of each class's training images that is held out of them as `Dataset.dev`: those whose ids have the
+    smallest SHA-256, so the same images on every machine and in every run.
+
     `progress` is called with a label, what is done and what there is to do (0: unknown), in bytes or images.
 
     Raises DataError for anything missing, damaged or unusable; its message says what to do.
     """
     if size is not None and size < 1:
         raise DataError(f"the image size {size} is not a number of pixels; give --size 1 or more")
+    if not 0 <= dev <= MOST_DEV:
+        raise DataError(f"the share {dev} of images to hold out is not between 0 and {MOST_DEV}; give --dev 0.1, or 0 for none")
     progress = progress or _ignore
     if data == "cifar10":
         if size not in (None, 32):
@@ -189,8 +208,40 @@ def load(
         if not os.path.isdir(root):
             raise DataError(f"{str(data)!r} is neither a data set nor a folder; {nearest(str(data), NAMES)}, or a folder's path")
         memory = _physical_memory() // 2 if memory is None else memory
-        loaded = _load_folder(Path(root).resolve(), size, skip_bad, memory, progress)
-    return replace(loaded, options={"size": size, "skip_bad": skip_bad, "seed": seed})
+        loaded = _load_folder(Path(root).resolve(), size, skip_bad, dev, memory, progress)
+    if dev and loaded.dev is None:
+        loaded = hold_out(loaded, dev)
+    return replace(loaded, options={"size": size, "skip_bad": skip_bad, "seed": seed, "dev": dev})
+
+
+def hold_out(data: Dataset, share: float) -> Dataset:
+    """Return the data set with `share` of each class's training images as `dev`, chosen as in `load`.
+
+    Raises DataError for a class with a single image, or where images are held out already.
+    """
+    if data.dev is not None:
+        raise DataError(f"{data.name}: images are held out already; take the data set as it was before")
+    split = data.train
+    chosen = np.zeros(len(split), bool)
+    for label, name in enumerate(split.classes):
+        rows = np.flatnonzero(split.labels == label)
+        held = set(_lowest([split.ids[i] for i in rows], share, f"{data.name}: the class '{name}'"))
+        chosen[[i for i in rows if split.ids[i] in held]] = True
+    return replace(data, train=_rows(split, ~chosen), dev=_rows(split, chosen), options={**data.options, "dev": share})
+
+
+def _rows(split: Split, chosen: NDArray[np.bool_]) -> Split:
+    ids = tuple(name for name, keep in zip(split.ids, chosen, strict=True) if keep)
+    masks = None if split.masks is None else split.masks[chosen]
+    return Split(split.images[chosen], split.labels[chosen], split.classes, ids, masks)
+
+
+def _lowest(names: Sequence[str], share: float, what: str) -> list[str]:
+    """The `share` of the names, at least one, with the smallest SHA-256. Raises DataError if none would be left."""
+    if len(names) < 2:
+        raise DataError(f"{what} has one image; two are needed, one of them to be held out")
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return ranked[: max(1, round(share * len(names)))]
 
 
 def _ignore(label: str, done: int, total: int) -> None:
@@ -374,7 +425,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 # ---------------------------------------------------------------- folders of images
 
 
-def _load_folder(root: Path, size: int | None, skip_bad: bool, memory: int, progress: Progress) -> Dataset:
+def _load_folder(root: Path, size: int | None, skip_bad: bool, dev: float, memory: int, progress: Progress) -> Dataset:
     _check_name(root, str(root))
     with _disk(f"read {root}", "check its permissions"):
         train_files, test_files = _find_files(root)
@@ -390,10 +441,13 @@ def _load_folder(root: Path, size: int | None, skip_bad: bool, memory: int, prog
     needed = len(paths) * 3 * _pixels(paths, size)
     read: Reader = _read_images if needed <= memory else partial(_read_once, root, needed)
     read = partial(read, size=size, skip_bad=skip_bad, progress=progress)
+    train_files, dev_files = _hold_out(train_files, root, dev) if dev else (train_files, {})
     train, bad_train = _read_split("train", train_files, classes, root, read)
     test, bad_test = _read_split("test", test_files, classes, root, read)
-    _check_same_size(root / train.ids[0], train.images[0], root / test.ids[0], test.images[0])
-    return Dataset(str(root), train, test, bad_train + bad_test)
+    held_out, bad_dev = _read_split("dev", dev_files, classes, root, read) if dev else (None, ())
+    for other in (test, *([held_out] if held_out else [])):
+        _check_same_size(root / train.ids[0], train.images[0], root / other.ids[0], other.images[0])
+    return Dataset(str(root), train, test, bad_train + bad_dev + bad_test, dev=held_out)
 
 
 Files = dict[str, list[Path]]  # the image files of each class
@@ -406,7 +460,7 @@ def _find_files(root: Path) -> tuple[Files, Files]:
     test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
     if "train" in folders and test:
         return _files_by_class(folders["train"]), _files_by_class(test)
-    return _hold_out(_files_by_class(root), root)
+    return _hold_out(_files_by_class(root), root, TEST_FRACTION)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -444,20 +498,15 @@ def _check_name(path: Path, name: str) -> None:
         raise DataError(f"the name of {str(path)!a} has characters that cannot be written as text; rename it")
 
 
-def _hold_out(files: Files, root: Path) -> tuple[Files, Files]:
+def _hold_out(files: Files, root: Path, share: float) -> tuple[Files, Files]:
     """Split each class by the SHA-256 of the relative paths: no random state, the same on every machine."""
-
-    def rank(path: Path) -> bytes:
-        return hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
-
-    train, test = {}, {}
+    left, held = {}, {}
     for name, images in files.items():
-        if len(images) < 2:
-            raise DataError(f"the class folder {root / name} has one image; two are needed, one of them for the test")
-        held_out = set(sorted(images, key=rank)[: max(1, round(TEST_FRACTION * len(images)))])
-        train[name] = [path for path in images if path not in held_out]
-        test[name] = [path for path in images if path in held_out]
-    return train, test
+        names = {path.relative_to(root).as_posix(): path for path in images}
+        chosen = {names[n] for n in _lowest(list(names), share, f"the class folder {root / name}")}
+        left[name] = [path for path in images if path not in chosen]
+        held[name] = [path for path in images if path in chosen]
+    return left, held
 
 
 def _read_split(name: str, files: Files, classes: tuple[str, ...], root: Path, read: Reader) -> tuple[Split, tuple[str, ...]]:

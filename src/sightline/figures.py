@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mistakes import Accuracy, Calibration
-from .runs import write_text, writing
+from .runs import judged_on, write_text, writing
 from .schedule import RangeTest, combine
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def standalone(svg: str) -> str:
 
 def curves(history: Sequence[Mapping[str, float]]) -> dict[str, str]:
     """Draw the rows of history.csv over epochs: SVGs called "loss", "accuracy" (per cent) and "rate"."""
-    epochs = [row["epoch"] for row in history]
+    epochs, judged = [row["epoch"] for row in history], judged_on(history[0])
     drawn = {}
     for name, label, scale in (("loss", "cross entropy, nats", 1), ("accuracy", "accuracy, %", 100)):
         figure, axes = _axes(4.6, 3.1, "epoch", label)
-        for part, colour, marker, line in (("train", BLUE, "o", "--"), ("test", ORANGE, "s", "-")):
+        for part, colour, marker, line in (("train", BLUE, "o", "--"), (judged, ORANGE, "s", "-")):
             # An epoch without a test leaves no gap in the line.
             points = [(row["epoch"], scale * value) for row in history if math.isfinite(value := row[f"{part}_{name}"])]
             axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=3.5, label=part)

@@ -143,8 +143,7 @@ class FastNet(nn.Module):
     def __init__(self, *, classes: int, channels: int = 3, width: int = 64) -> None:
         super().__init__()
         patch = 4 * channels
-        self.reduction: Tensor
-        self.register_buffer("reduction", torch.ones((), dtype=torch.int64))
+        self.reduction = 1
         self.whiten = nn.Conv2d(channels, 2 * patch, 2, bias=False)
         self.whiten.weight.requires_grad_(False)
         self.layer1 = nn.Sequential(*_norm_act(2 * patch, width, pool=True), *_norm_act(width, width))
@@ -161,7 +160,7 @@ class FastNet(nn.Module):
         The filters are those that make the patches white, and minus those:
         the rows of E/√(λ + 5e-4), with the eigenvectors E and eigenvalues λ of the patches' second moments.
         """
-        self.reduction.fill_(max(min(images.shape[2:]) // 64, 1))
+        self.reduction = max(min(images.shape[2:]) // 64, 1)
         images = self._reduced(images)
         channels = images.shape[1]
         sums, count = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64, device=images.device), 0
@@ -183,8 +182,14 @@ class FastNet(nn.Module):
         return logits
 
     def _reduced(self, x: Tensor) -> Tensor:
-        factor = int(self.reduction)
-        return F.avg_pool2d(x, factor) if factor > 1 else x
+        return F.avg_pool2d(x, self.reduction) if self.reduction > 1 else x
+
+    def get_extra_state(self) -> Tensor:
+        """The reduction, kept with the weights."""
+        return torch.tensor(self.reduction)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.reduction = int(state)
 
 
 def _norm_act(channels_in: int, channels: int, *, pool: bool = False) -> list[nn.Module]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import figures, mistakes
+from .datasets import DEV
 from .exceptions import DataError
 from .mistakes import Accuracy, Confusion
 from .precision import Precision
@@ -71,6 +72,7 @@ class Page:
     """All that the page says. Rates are fractions."""
 
     title: str
+    judged: str  # "dev" or "test": what the accuracy and the mistakes are of
     accuracy: Accuracy
     facts: tuple[tuple[str, str], ...]
     classes: tuple[str, ...]
@@ -108,7 +110,7 @@ def report(
 
     Raises RunError if the data set is not the one that the run was made with, or the folder can't be written to.
     """
-    split, no_pictures = (None, no_pictures) if no_pictures else _test_images(run, data, data_dir)
+    split, no_pictures = (None, no_pictures) if no_pictures else _judged_images(run, data, data_dir)
     page = page_of(run, split, n, weight, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
     drawn = draw(run)
     for name, svg in drawn.items():
@@ -130,7 +132,7 @@ def report_json(run: Run) -> dict[str, Any]:
         "run": str(run.folder),
         "data": run.info["data"]["name"],
         "recipe": run.info["recipe"]["name"],
-        "test_accuracy": overall._asdict(),
+        f"{run.judged}_accuracy": overall._asdict(),
         "epochs": int(results["epoch"]),
         "seconds": results["seconds"],
         "device": run.info["device"],
@@ -141,7 +143,7 @@ def report_json(run: Run) -> dict[str, Any]:
 
 
 def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures: str = "", no_heatmaps: str = "") -> Page:
-    """Collect what the page says. `split`: the test images, or None, and then `no_pictures` says why."""
+    """Collect what the page says. `split`: the images that the run is judged on, or None, and then `no_pictures` says why."""
     info, predictions = run.info, run.predictions
     wrong = mistakes.top_mistakes(predictions)
     calibration = mistakes.calibration(predictions)
@@ -151,6 +153,7 @@ def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures
     cards = _cards(run, wrong[:n], split, weight)
     return Page(
         title=f"{recipe['name']} on {info['data']['name']}",
+        judged=run.judged,
         accuracy=mistakes.accuracy(predictions),
         facts=(
             ("Mistakes", f"{len(wrong):,} of {len(predictions):,}"),
@@ -160,7 +163,7 @@ def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures
             ("Model", recipe["model"]),
             ("Parameters", f"{info['parameters']:,}"),
             ("Train accuracy", percent(results["train_accuracy"], 2)),
-            *([("Test accuracy with more views", percent(results["views_accuracy"], 2))] if "views_accuracy" in results else []),
+            *_views(run),
             ("Calibration error", percent(calibration.ece)),
         ),
         classes=predictions.classes,
@@ -230,8 +233,14 @@ def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
     options |= {} if needed else {key: recipe[key] for key in changed}
     options |= {"seed": info["seed"], "precision": Precision(**info["arithmetic"]).name, "device": info["device"]}
     options |= {"size": data["size"]} if data["size"] else {}
+    options |= {"dev": data.get("dev", 0.0)} if data.get("dev", 0.0) != DEV else {}
     words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["sightline", "train", data["name"], *words, *["--skip-bad"] * data["skip_bad"], "-o", "RUN"]), needed
+
+
+def _views(run: Run) -> list[tuple[str, str]]:
+    views = run.info["results"].get("views_accuracy")
+    return [] if views is None else [(f"{run.judged.capitalize()} accuracy with more views", percent(views, 2))]
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -252,13 +261,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _test_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Split | None, str]:
-    """Return the run's test images, or None and why there are none."""
+def _judged_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Split | None, str]:
+    """Return the images that the run is judged on, or None and why there are none."""
     if data is not None:
         run.check(data)
-        return data.test, ""
+        return data.judged[1], ""
     try:
-        return run.dataset(data_dir).test, ""
+        return run.dataset(data_dir).judged[1], ""
     except DataError as error:
         return None, f"the data set was not found when this report was made ({error})"
 
@@ -378,7 +387,7 @@ def _provenance(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     data, arithmetic = info["data"], info["arithmetic"]
     ways = ["channels last"] * arithmetic["channels_last"] + ["compiled"] * arithmetic["compiled"]
     return (
-        ("Data", f"{data['name']}: {data['n_train']:,} training and {data['n_test']:,} test images"),
+        ("Data", f"{data['name']}: images: {data['n_train']:,} train, {data.get('n_dev', 0):,} dev, {data['n_test']:,} test"),
         ("Data, SHA-256", data["hash"]),
         ("Highest learning rate", f"{info['max_lr']:.3g}"),
         ("Arithmetic", ", ".join([arithmetic["dtype"], *ways])),

@@ -3,7 +3,8 @@
     RUN/run.json              what the run is; written last, so a folder without it is an unfinished run
     RUN/history.csv           one row an epoch
     RUN/model.safetensors     the weights
-    RUN/predictions.parquet   one row an image
+    RUN/predictions.parquet   one row an image that the run is judged on: of dev, or of test where nothing was held out
+    RUN/test.parquet          the same of test, for a run judged on dev, once the test was opened
     RUN/heatmaps.npz          raw signed maps at layer resolution (made by `explain`)
     RUN/heatmaps.parts/       what a killed `explain` needs to go on; gone when heatmaps.npz is there
     RUN/resume/               what a killed run needs to go on; gone when the run is finished
@@ -41,7 +42,7 @@ SCHEMA = 1
 REQUIRED = ("recipe", "data", "normalisation", "results", "device", "seed", "precision", "arithmetic", "versions", "machine")
 MAP_ARRAYS = ("raw", "scores", "completeness", "verdicts", "effects")  # of heatmaps.npz: one row an image
 MAP_NAMES = ("layer", "method", "precision")
-HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+SPLITS = ("test", "dev")  # what a run may be judged on
 
 
 @contextmanager
@@ -131,8 +132,8 @@ class Predictions:
             tuple(classes),
         )
 
-    def write(self, folder: Path) -> None:
-        """Write folder/predictions.parquet: id, split, label, predicted, loss, margin and one column `p_<class>` a class."""
+    def write(self, folder: Path, name: str = "predictions.parquet") -> None:
+        """Write folder/name: id, split, label, predicted, loss, margin and one column `p_<class>` a class."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -145,7 +146,7 @@ class Predictions:
             "margin": self.margins,
         }
         columns |= {f"p_{name}": self.probabilities[:, i] for i, name in enumerate(self.classes)}
-        with writing(folder / "predictions.parquet") as part:
+        with writing(folder / name) as part:
             pq.write_table(pa.table(columns), part, compression="zstd")
 
     @classmethod
@@ -312,13 +313,18 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
-        """The rows of history.csv, one an epoch, keys as in HISTORY."""
+        """The rows of history.csv, one an epoch, keys as `history_columns` gives them."""
         return read_history(self.folder / "history.csv")
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the final model said of the test images."""
+        """What the final model said of the images that the run is judged on: those of dev, or of test."""
         return Predictions.read(self.folder / "predictions.parquet", self.classes)
+
+    @property
+    def judged(self) -> str:
+        """What the run is judged on: "dev", or "test" where nothing was held out of the training images."""
+        return "dev" if self.info["data"].get("dev") else "test"
 
     @property
     def heatmaps(self) -> SavedMaps | None:
@@ -331,7 +337,8 @@ class Run:
         from .datasets import load
 
         was = self.info["data"]
-        data = load(was["name"], data_dir=data_dir, **{key: was[key] for key in ("size", "skip_bad", "seed")})
+        options = {key: was[key] for key in ("size", "skip_bad", "seed")}
+        data = load(was["name"], data_dir=data_dir, **options, dev=was.get("dev", 0.0))
         self.check(data)
         return data
 
@@ -346,19 +353,12 @@ class Run:
 
     def model(self) -> torch.nn.Module:
         """Build the run's model with its final weights, in evaluation mode, on the CPU; a factory of your own is imported."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from .models import build
 
         name, width = self.info["recipe"]["model"], self.info["recipe"].get("width", 1.0)
         self._refuse_code_inside(name)
         model = build(name, classes=len(self.classes), width=width)
-        path = self.folder / "model.safetensors"
-        try:
-            model.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise RunError(f"cannot read the weights {path} ({str(error).splitlines()[0]}); copy the run folder again") from None
+        read_weights(self.folder / "model.safetensors", model)
         return model.eval()
 
     def _refuse_code_inside(self, name: str) -> None:
@@ -372,14 +372,35 @@ class Run:
                 )
 
 
+def open_seeds(folder: str | Path) -> list[Run]:
+    """Open a run, or all runs that lie directly in a folder, in the order of their names: the seeds of one recipe.
+
+    Raises RunError where there is none, or one that is no finished run.
+    """
+    folder = Path(folder)
+    inside = sorted(path.parent for path in folder.glob("*/run.json")) if not (folder / "run.json").exists() else []
+    return [Run.open(path) for path in inside or [folder]]
+
+
+def history_columns(judged: str) -> tuple[str, ...]:
+    """The columns of history.csv where a run is judged on "dev" or "test"."""
+    return ("epoch", "lr", "train_loss", "train_accuracy", f"{judged}_loss", f"{judged}_accuracy", "seconds")
+
+
+def judged_on(row: Mapping[str, float]) -> str:
+    """What a row of history.csv was judged on: "dev" or "test"."""
+    return next(split for split in SPLITS if f"{split}_loss" in row)
+
+
 def read_history(path: Path) -> list[dict[str, float]]:
     """Read a history.csv: one row of numbers an epoch."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != HISTORY:
+            columns = tuple(reader.fieldnames or ())
+            if columns not in map(history_columns, SPLITS):
                 raise ValueError("its first line doesn't name the columns")
-            return [{key: float(row[key]) for key in HISTORY} for row in reader]
+            return [{key: float(row[key]) for key in columns} for row in reader]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"cannot read {path} ({error}); copy the run folder again") from None
 
@@ -387,9 +408,10 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def write_history(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write history.csv whole; numbers are written so that reading gives the same floats."""
     with writing(folder / "history.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
+        columns = history_columns(judged_on(rows[0]))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: repr(row[key]) for key in HISTORY} for row in rows)
+        writer.writerows({key: repr(row[key]) for key in columns} for row in rows)
 
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
@@ -414,6 +436,17 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
 def write_weights(folder: Path, model: torch.nn.Module) -> None:
     """Write folder/model.safetensors."""
     _save(model.state_dict(), folder / "model.safetensors", {})
+
+
+def read_weights(path: Path, model: torch.nn.Module) -> None:
+    """Put the weights that `write_weights` wrote into `model`. Raises RunError if they are damaged or another model's."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RunError(f"cannot read the weights {path} ({str(error).splitlines()[0]}); copy the run folder again") from None
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -468,6 +501,13 @@ def locked(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
                 path.parent.rmdir()
                 folder.rmdir()
+
+
+def count_opening(run: Run) -> Run:
+    """Write into run.json that the test set was opened once more for this run, and return the run as it now is."""
+    info = Run.open(run.folder).info  # as it is now: others may have counted since
+    write_json(run.folder / "run.json", {**info, "test_opened": int(info.get("test_opened", 0)) + 1})
+    return Run.open(run.folder)
 
 
 def finish(folder: Path, info: Mapping[str, Any]) -> Run:

@@ -21,7 +21,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .runs import judged_on
+
 if TYPE_CHECKING:
+    from .prescription import Step
     from .training import Progress as Training
 
 out = Console(highlight=False, emoji=False)
@@ -32,9 +35,9 @@ WORDS = {
     "precision": "timing a few steps to find the fastest arithmetic",
     "range test": "range test",
     "train": "training",
-    "test": "testing",
+    "test": "judging",
     "settle": "batch-norm statistics of the average",
-    "views": "other views of the test images",
+    "views": "other views of the same images",
 }
 
 
@@ -70,12 +73,9 @@ class Bars:
     def training(self, now: Training) -> None:
         """Draw a training's progress: a bar for the epochs and one for what it does now."""
         if now.stage == "epoch" and now.row:
-            self.step(
-                "epochs",
-                now.epoch,
-                now.epochs,
-                _figures(now.row["test_loss"], now.row["test_accuracy"], now.row["lr"], prefix="test "),
-            )
+            judged = judged_on(now.row)
+            loss, accuracy = now.row[f"{judged}_loss"], now.row[f"{judged}_accuracy"]
+            self.step("epochs", now.epoch, now.epochs, _figures(loss, accuracy, now.row["lr"], prefix=f"{judged} "))
             if not err.is_terminal:
                 err.print(_line(now.row, now.epochs))
             return
@@ -84,6 +84,20 @@ class Bars:
         figures = _figures(now.loss, now.accuracy, now.lr, now.images_per_second)
         self._only(WORDS.get(now.stage, now.stage))
         self.step(WORDS.get(now.stage, now.stage), now.done, now.total, figures)
+
+    def fixing(self, now: Step) -> None:
+        """Draw what a fix is doing: what it will cost, once, then a bar for its stage and those of the training in it."""
+        if now.training is not None:
+            if now.training.stage != "epoch":
+                self.training(now.training)
+            return
+        if now.stage == "cost":
+            err.print(f"This takes {now.text}.", markup=False, soft_wrap=True)
+            return
+        self._only(now.text)
+        self.step(now.text, now.done, now.total)
+        if not err.is_terminal:
+            err.print(printable(now.text), markup=False, soft_wrap=True)
 
     def _only(self, label: str) -> None:
         """Take away the bars of other stages than `label`."""
@@ -102,9 +116,10 @@ def _figures(loss: float, accuracy: float, lr: float, speed: float = math.nan, *
 
 
 def _line(row: Mapping[str, float], epochs: int) -> str:
+    judged = judged_on(row)
     return (
         f"epoch {row['epoch']:.0f}/{epochs}  rate {row['lr']:.2e}  train {row['train_loss']:.4f} {row['train_accuracy']:.2%}  "
-        f"test {_or_dash(row['test_loss'], '.4f')} {_or_dash(row['test_accuracy'], '.2%')}  {row['seconds']:.1f} s"
+        f"{judged} {_or_dash(row[f'{judged}_loss'], '.4f')} {_or_dash(row[f'{judged}_accuracy'], '.2%')}  {row['seconds']:.1f} s"
     )
 
 
@@ -118,21 +133,23 @@ def printable(text: str) -> str:
     return "".join("?" if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
 
 
-def epoch_table(history: Iterable[Mapping[str, float]]) -> Table:
+def epoch_table(history: Sequence[Mapping[str, float]]) -> Table:
     """One row an epoch, as in history.csv."""
+    judged = judged_on(history[0])
     rows = [
         (
             f"{row['epoch']:.0f}",
             f"{row['lr']:.2e}",
             f"{row['train_loss']:.4f}",
             f"{row['train_accuracy']:.2%}",
-            _or_dash(row["test_loss"], ".4f"),
-            _or_dash(row["test_accuracy"], ".2%"),
+            _or_dash(row[f"{judged}_loss"], ".4f"),
+            _or_dash(row[f"{judged}_accuracy"], ".2%"),
             f"{row['seconds']:.1f}",
         )
         for row in history
     ]
-    return table(("epoch", "rate", "train loss", "train accuracy", "test loss", "test accuracy", "seconds"), rows)
+    columns = ("epoch", "rate", "train loss", "train accuracy", f"{judged} loss", f"{judged} accuracy", "seconds")
+    return table(columns, rows)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: Sequence[str] = ()) -> Table:

@@ -6,7 +6,8 @@ Random numbers are always drawn on the CPU, so that a policy does the same to th
 `apply` takes the parameters instead of drawing them: there a magnitude can be forced.
 
 A pipeline written for Albumentations comes in by `from_albumentations`: what Sightline knows runs on whole batches, the
-rest image by image through Albumentations itself (`PerSample`). `to_albumentations` is the way out.
+rest image by image through Albumentations itself (`PerSample`). `to_albumentations` is the way out; what Albumentations
+has no equivalent of goes along as it is, image by image (`imagewise`).
 """
 
 from .base import Transform, is_number, is_whole
@@ -18,13 +19,17 @@ from .mixing import CutMix, MixUp
 from .persample import PerSample
 from .policy import augment, bind, from_dicts, look, rates, to_dicts
 from .quality import Blur, Jpeg, Noise
+from .remedies import Backdrop, Erase, Frame, Restyle, Stamp, Tint
 from .trivial import TrivialAugmentWide
 
 __all__ = [
+    "Backdrop",
     "Blur",
     "CoarseDropout",
     "ColorJitter",
     "CutMix",
+    "Erase",
+    "Frame",
     "Grey",
     "HorizontalFlip",
     "Jpeg",
@@ -33,9 +38,12 @@ __all__ = [
     "PerSample",
     "RandomCrop",
     "RandomErasing",
+    "Restyle",
     "Rotate",
     "Scale",
     "Shift",
+    "Stamp",
+    "Tint",
     "Transform",
     "TrivialAugmentWide",
     "VerticalFlip",

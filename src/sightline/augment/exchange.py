@@ -13,7 +13,9 @@ from .colour import ColorJitter, Grey
 from .erasing import CoarseDropout, RandomErasing
 from .geometry import HorizontalFlip, RandomCrop, Rotate, Scale, Shift, VerticalFlip
 from .persample import PerSample
+from .policy import from_dicts, to_dicts
 from .quality import Blur, Jpeg, Noise
+from .remedies import Erase, Frame, Restyle, Stamp, Tint
 
 
 def from_albumentations(pipeline: Any) -> tuple[Transform, ...]:
@@ -24,7 +26,8 @@ def from_albumentations(pipeline: Any) -> tuple[Transform, ...]:
 
     - Pad or PadIfNeeded (centred, by reflection or a constant) followed by RandomCrop becomes Sightline's own.
     - So do HorizontalFlip, VerticalFlip, ColorJitter, ToGray, GaussianBlur, GaussNoise, ImageCompression (JPEG) and
-      Erasing; CoarseDropout with one square hole of a fixed size in pixels; RandomBrightnessContrast without brightness;
+      Erasing; RGBShift with the same limits for all; CoarseDropout with one square hole of a fixed size in pixels;
+      RandomBrightnessContrast without brightness; what `to_albumentations` wrote of transforms that only Sightline has;
       Affine, Rotate and ShiftScaleRotate where they do only one of the three, bilinearly, the same to both sides or
       axes, with border_mode=4 (a shift also with a constant). Each needs limits and methods that Sightline's has.
     - NoOp is left out, and so are Normalize, ToFloat and ToTensorV2 at the end: Sightline normalises by itself, with
@@ -35,6 +38,7 @@ def from_albumentations(pipeline: Any) -> tuple[Transform, ...]:
     Raises RecipeError for a file that can't be read, an unknown transform, an argument that a transform doesn't know
     (Albumentations itself only warns), and where the package is missing.
     """
+    _wrapper()  # Albumentations reads only classes that it has seen
     steps = _steps(_images_only(pipelines.read(pipeline)))
     unknown = [i for i, (transform, _) in enumerate(steps) if transform is None]
     first, last = (unknown[0], unknown[-1] + 1) if unknown else (len(steps), len(steps))
@@ -47,8 +51,11 @@ def from_albumentations(pipeline: Any) -> tuple[Transform, ...]:
 def to_albumentations(policy: Sequence[Transform], size: tuple[int, int] = (32, 32)) -> Any:
     """Return an `albumentations.Compose` with the distribution of `policy` on images of `size` (height, width).
 
-    Raises RecipeError for a fill of "mean", which `bind` replaces; for TrivialAugmentWide, MixUp, CutMix and flips that
-    alternate, which Albumentations can't do; and where Albumentations is missing.
+    Stamp, Erase, Frame and Restyle, which Albumentations lacks, become a `SightlineTransform`: to load them from a file
+    that `albumentations.save` wrote, import `sightline.augment.imagewise` first.
+
+    Raises RecipeError for a fill of "mean", which `bind` replaces; for TrivialAugmentWide, MixUp, CutMix, Backdrop and
+    flips that alternate, which Albumentations can't do; and where Albumentations is missing.
     """
     A = pipelines.albumentations()
     return A.Compose([out for transform in policy for out in _export(A, transform, size)])
@@ -79,6 +86,8 @@ def _export(A: Any, transform: Transform, size: tuple[int, int]) -> list[Any]:
             return [A.Erasing(area, ratio, fill=_exported(fill), p=p)]
         case ColorJitter(brightness, contrast, saturation, hue, p):
             return [A.ColorJitter(brightness, contrast, saturation, hue, p=p)]
+        case Tint(strength, p):
+            return [A.RGBShift(strength, strength, strength, p=p)]
         case Grey(p):
             return [A.ToGray(p=p)]
         case Blur(sigma, p):
@@ -89,9 +98,20 @@ def _export(A: Any, transform: Transform, size: tuple[int, int]) -> list[Any]:
             return [A.ImageCompression("jpeg", quality, p=p)]
         case PerSample():
             return [transform.compose]
-        case CoarseDropout() | RandomErasing():
+        case CoarseDropout() | RandomErasing() | Erase(fill="mean"):
             raise RecipeError(f"to_albumentations: {transform} has no form there; call bind(policy, mean) first")
+        case Stamp() | Erase() | Frame() | Restyle():
+            (item,) = to_dicts([transform])
+            p = item.pop("p")
+            return [_wrapper()(item, p)]
     raise RecipeError(f"to_albumentations: {transform} has no form there; leave it out, or train with Sightline")
+
+
+def _wrapper() -> Any:
+    """Return the class SightlineTransform; its import needs Albumentations, and makes that know the class."""
+    from .imagewise import SightlineTransform
+
+    return SightlineTransform
 
 
 def _exported(fill: tuple[float, ...]) -> int | tuple[int, ...]:
@@ -147,6 +167,8 @@ def _single(item: dict[str, Any]) -> Transform | None:
             gain = _symmetric(item["contrast_limit"])
             alone = _symmetric(item["brightness_limit"]) == 0 and not item["ensure_safe_range"]
             return ColorJitter(gain, 0.0, 0.0, 0.0, p) if alone and gain is not None and gain <= 1 else None
+        case "RGBShift":
+            return _tint(item)
         case "ToGray" if (item["method"], item["num_output_channels"]) == ("weighted_average", 3):
             return Grey(p)
         case "GaussianBlur" if item["blur_limit"] == [0, 0]:
@@ -155,6 +177,8 @@ def _single(item: dict[str, Any]) -> Transform | None:
             return Noise(tuple(item["std_range"]), p)
         case "ImageCompression" if item["compression_type"] == "jpeg":
             return Jpeg(tuple(item["quality_range"]), p)
+        case name if name == _wrapper().get_class_fullname():
+            return from_dicts([{**item["transform"], "p": p}])[0]
     return None
 
 
@@ -180,6 +204,14 @@ def _jitter(item: dict[str, Any]) -> ColorJitter | None:
     if brightness is None or contrast is None or saturation is None or hue is None:
         return None
     return ColorJitter(brightness, contrast, saturation, hue, item["p"])
+
+
+def _tint(item: dict[str, Any]) -> Tint | None:
+    """Return the batched form of an RGBShift, None where the limits of its channels or directions differ."""
+    limits = [item[f"{channel}_shift_limit"] for channel in "rgb"]
+    limit = _symmetric(limits[0]) if limits[0] == limits[1] == limits[2] else None
+    # up to 1 it is a fraction, else levels
+    return None if limit is None else Tint(limit / 255 if limit > 1 else limit, item["p"])
 
 
 def _spread(limits: list[float]) -> float | None:

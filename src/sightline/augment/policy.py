@@ -18,6 +18,7 @@ from .geometry import HorizontalFlip, RandomCrop, Rotate, Scale, Shift, Vertical
 from .mixing import CutMix, MixUp
 from .persample import PerSample
 from .quality import Blur, Jpeg, Noise
+from .remedies import Backdrop, Erase, Frame, Restyle, Stamp, Tint
 from .trivial import TrivialAugmentWide
 
 
@@ -73,7 +74,7 @@ def bind(policy: Sequence[Transform], mean: Sequence[float]) -> tuple[Transform,
     """Return `policy` with every fill of "mean" replaced by `mean`, one value a channel on the 0–1 scale."""
     fill = tuple(255 * float(m) for m in mean)
     return tuple(
-        replace(t, fill=fill) if isinstance(t, (CoarseDropout, RandomErasing)) and t.fill == "mean" else t for t in policy
+        replace(t, fill=fill) if isinstance(t, (CoarseDropout, RandomErasing, Erase)) and t.fill == "mean" else t for t in policy
     )
 
 
@@ -82,6 +83,7 @@ TRANSFORMS: dict[str, type[Any]] = {
     t.__name__: t
     for t in (
         *(RandomCrop, Shift, Scale, Rotate, HorizontalFlip, VerticalFlip, CoarseDropout, RandomErasing),
+        *(Stamp, Erase, Frame, Tint, Backdrop, Restyle),
         *(ColorJitter, Grey, Blur, Noise, Jpeg, TrivialAugmentWide, MixUp, CutMix, PerSample),
     )
 }

@@ -106,8 +106,8 @@ def explain(
     if data is None:
         data = run.dataset()
     run.check(data)
-    predictions, wrong = run.predictions, top_mistakes(run.predictions)
-    place = {name: i for i, name in enumerate(data.test.ids)}
+    predictions, wrong, (_, judged) = run.predictions, top_mistakes(run.predictions), data.judged
+    place = {name: i for i, name in enumerate(judged.ids)}
     targets = TARGETS[:2] if method == "finercam" else TARGETS  # whose map is a comparison with other classes already
     layers = [layer] if isinstance(layer, str) else list(layer)
     settings: dict[str, Any] = {"layers": layers, "method": method, "fuse": fuse, "precision": precision}
@@ -118,11 +118,11 @@ def explain(
     with _opened(run, layer, precision, batch_size) as (model, heatmaps, normalised):
         signed = [word == "margin" for word in targets]
         compute = _computing(heatmaps, _methods(method, signed), fuse, aug_smooth, eigen_smooth)
-        pool = normalised(data.test.images[:: -(-len(data.test) // POOL)])
+        pool = normalised(judged.images[:: -(-len(judged) // POOL)])
         shown = wrong if len(wrong) else np.arange(1)  # an image of which nothing is kept tells the layer and the resolution
         for start in range(len(parts) * batch_size, len(shown), batch_size):
             rows = shown[start : start + batch_size]
-            images = normalised(data.test.images[[place[predictions.ids[i]] for i in rows]])
+            images = normalised(judged.images[[place[predictions.ids[i]] for i in rows]])
             predicted, true = predictions.predicted[rows], predictions.labels[rows]
             wanted = _spread((predicted, true, Margin(predicted, true))[: len(targets)], len(rows))
             maps = compute(images, wanted)

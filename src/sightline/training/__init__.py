@@ -3,15 +3,15 @@
 optimizers   Adam, SGD, Muon; the average of the weights
 memory       will a batch fit?
 progress     what a training tells whoever watches it
-learner      a model and what it learns from: a batch becomes a loss; predictions
+learner      a model and what it learns from: a batch becomes a loss
 rate         the range test of a recipe on its data
 state        what changes while a training goes on, as tensors for the disk
 loop         the training, top to bottom
 """
 
-from .learner import Learner, predict, predict_views
+from .learner import Learner
 from .loop import train
 from .progress import Progress
 from .rate import find_lr, range_tests, suggested
 
-__all__ = ["Learner", "Progress", "find_lr", "predict", "predict_views", "range_tests", "suggested", "train"]
+__all__ = ["Learner", "Progress", "find_lr", "range_tests", "suggested", "train"]

@@ -6,6 +6,7 @@ that isn't.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -23,6 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import datasets, runs
+from ..evaluation import predict, predict_views
 from ..exceptions import RecipeError, RunError, TrainingError
 from ..models import device_of
 from ..precision import Precision, machine
@@ -30,7 +32,7 @@ from ..recipe import Recipe, load_recipe
 from ..runs import Predictions, Run
 from ..schedule import one_cycle
 from . import memory
-from .learner import Learner, choose_arithmetic, predict, predict_views, stream
+from .learner import Learner, choose_arithmetic, stream
 from .optimizers import Average, make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
 from .rate import find_lr, suggested
@@ -51,12 +53,16 @@ def train(
     data_dir: Path | None = None,
     size: int | None = None,
     skip_bad: bool = False,
+    dev: float = datasets.DEV,
+    weights: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> Run:
     """Train `recipe` on `data` and return the finished run in `folder`; go on where a killed training of the same stopped.
 
     data: a name, a path or a Dataset.  device: "cpu", "cuda", … or None for the best there is.  precision: "auto" or a name in
-    `precision.NAMED`.
+    `precision.NAMED`.  dev: the share of the training images that is held out, to be looked at: the run is judged on them, and
+    the test images stay unseen; with 0 all images are learned from, and the run is judged on the test images. A Dataset says
+    itself what is held out.  weights: a model.safetensors to start from, instead of the seed's weights.
     Raises RunError for a folder that holds something else, DataError for unusable data, RecipeError for an unusable recipe,
     TrainingError for a loss that is not finite. On one machine a seed gives the same weights, bit for bit, on a CPU.
     """
@@ -65,23 +71,30 @@ def train(
     runs.prepare(folder)
     if not isinstance(data, datasets.Dataset):
         on_progress(Progress("load"))
-        data = datasets.load(data, data_dir=data_dir, size=size, skip_bad=skip_bad)
+        data = datasets.load(data, data_dir=data_dir, size=size, skip_bad=skip_bad, dev=dev)
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
         "data": _describe(data),
         "device": str(where),
         "precision": precision,
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
     }
     with runs.locked(folder), torch.random.fork_rng(devices=[]):  # the caller's random state comes back as it was
-        return _train(data, folder, recipe, _plain(settings), where, on_progress)
+        return _train(data, folder, recipe, _plain(settings), weights, where, on_progress)
 
 
 def _train(
-    data: datasets.Dataset, folder: Path, recipe: Recipe, settings: dict[str, Any], where: torch.device, on_progress: OnProgress
+    data: datasets.Dataset,
+    folder: Path,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    weights: Path | None,
+    where: torch.device,
+    on_progress: OnProgress,
 ) -> Run:
     """The whole training, from its settings to the finished run."""
-    n, epochs, seed = len(data.train), recipe.epochs, settings["seed"]
+    n, epochs, seed, (judged, held_out) = len(data.train), recipe.epochs, settings["seed"], data.judged
     batch = recipe.batch(n)
     # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
     steps = [max(1, int(recipe.kept(epoch) * n) // batch) for epoch in range(epochs)]  # of each epoch
@@ -90,6 +103,8 @@ def _train(
         on_progress(Progress("precision"))
         state["arithmetic"] = asdict(choose_arithmetic(settings["precision"], recipe, data, sum(steps), where))
     learner = Learner.make(data, recipe, Precision(**state["arithmetic"]), seed=seed, device=where)
+    if weights:
+        runs.read_weights(weights, learner.model)
     _try_out(learner, recipe, len(data.classes))
     _refuse_too_large(learner, batch, where)
     if "max_lr" not in state:
@@ -150,29 +165,29 @@ def _train(
             "lr": rate(sum(steps[: epoch + 1]) - 1),
             "train_loss": total_loss / (steps[epoch] * batch),
             "train_accuracy": correct / (steps[epoch] * batch),
-            "test_loss": math.nan,
-            "test_accuracy": math.nan,
+            f"{judged}_loss": math.nan,
+            f"{judged}_accuracy": math.nan,
         }
         if last or recipe.test_epochs == "all":
-            # The last epoch's test figures are those of the saved predictions, in float32.
+            # The last epoch's figures are those of the saved predictions, in float32.
             arithmetic = Precision() if last else learner.arithmetic
             watch = _testing(on_progress, epoch + 1, epochs)
-            logits = predict(model, data.test, learner.normalise, arithmetic, on_progress=watch)
-            predictions = Predictions.from_logits(logits, data.test.labels, data.test.ids, data.classes, "test")
-            row["test_loss"] = float(predictions.losses.astype(np.float64).mean())
-            row["test_accuracy"] = float((predictions.predicted == predictions.labels).mean())
-            if not math.isfinite(row["test_loss"]):
+            logits = predict(model, held_out, learner.normalise, arithmetic, on_progress=watch)
+            predictions = Predictions.from_logits(logits, held_out.labels, held_out.ids, data.classes, judged)
+            row[f"{judged}_loss"] = float(predictions.losses.astype(np.float64).mean())
+            row[f"{judged}_accuracy"] = float((predictions.predicted == predictions.labels).mean())
+            if not math.isfinite(row[f"{judged}_loss"]):
                 raise TrainingError(_not_finite(epoch + 1, row["lr"]))
         history.append({**row, "seconds": seconds + time.perf_counter() - start})
         if not last:
             runs.save_state(folder, now.tensors(), state)
         on_progress(Progress("epoch", epoch=epoch + 1, epochs=epochs, row=history[-1]))
 
-    results: dict[str, Any] = {**history[-1], "n_test": len(data.test), "seconds": sum(row["seconds"] for row in history)}
+    results: dict[str, Any] = {**history[-1], f"n_{judged}": len(held_out), "seconds": sum(row["seconds"] for row in history)}
     if recipe.views != "none":
         on_progress(Progress("views"))
-        seen = predict_views(model, data.test, learner.normalise, Precision(), logits, recipe.views)
-        results["views_accuracy"] = float((seen.argmax(1) == data.test.labels).mean())
+        seen = predict_views(model, held_out, learner.normalise, Precision(), logits, recipe.views)
+        results["views_accuracy"] = float((seen.argmax(1) == held_out.labels).mean())
     runs.write_weights(folder, model)
     runs.write_history(folder, history)
     predictions.write(folder)
@@ -259,6 +274,7 @@ def _describe(data: datasets.Dataset) -> dict[str, Any]:
         "shape": list(data.train.images.shape[1:]),
         "n_train": len(data.train),
         "n_test": len(data.test),
+        "n_dev": 0 if data.dev is None else len(data.dev),
         "skipped": list(data.skipped),
         **data.options,
     }
@@ -271,8 +287,8 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Tensor],
         return {}, {"settings": settings}
     tensors, state = found
     for key, value in settings.items():
-        if state["settings"][key] != value:
-            change = _difference(state["settings"][key], value)
+        if state["settings"].get(key) != value:
+            change = _difference(state["settings"].get(key), value)
             raise RunError(f"{folder} is an unfinished run with another {key} ({change}); give the same, or choose another -o")
     return tensors, state
 

@@ -1,17 +1,4 @@
-"""Generated scenes with known objects and shortcuts: the embedded default data, and what diagnoses are scored on.
-
-A scene is a textured background, four pieces of clutter, and on top one object; its shape alone decides the class.
-Place, size, rotation, textures and colours are random and independent of the class, and all shapes have the same
-area, so that neither mean colour nor size tells the class. A `Plant` is a cause of mistakes put there on purpose:
-
-    planted, planted:mark   nine in ten training images of one class carry a small mark in the bottom right corner, and
-                            no other training image; in test two in ten images of every class do, so it tells nothing
-    planted:clean           the same scenes without a mark
-
-Every byte follows from the seed on every platform: the random words are those of PCG64, whose stream NumPy promises
-to keep (https://numpy.org/doc/stable/reference/random/compatibility.html), and after it come only + − × ÷, square
-roots and comparisons, which IEEE 754 rounds exactly (sines, powers and matrix products differ between libraries).
-Each image has a stream of its own, so that it doesn't depend on how many others there are.
+"""Scenes: what is random in them, and how they are drawn.
 
 Lengths are in 32nds of the image's side: pixels, at the default size.
 """
@@ -24,109 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .datasets import Dataset, Split
-from .exceptions import DataError, nearest
-
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Plant:
-    """A planted cause: the truth that a diagnosis is scored against.
-
-    kind: the cause's id. label: the class that it is tied to in training. box: (top, left, height, width) of the mark,
-    in pixels. train_rate: share of that class's training images with the mark; no other class has any. test_rate:
-    share of every class's test images with it.
-    """
-
-    kind: str
-    label: int
-    box: tuple[int, int, int, int]
-    train_rate: float = 0.9
-    test_rate: float = 0.2
-
-
-def plant_of(name: str, size: int = 32) -> Plant | None:
-    """Return what is planted in the data set called `name` at `size` pixels, or None for a clean one.
-
-    Raises DataError for an unknown name.
-    """
-    if name not in NAMES:
-        raise DataError(f"unknown data set '{name}': {nearest(name, NAMES)}")
-    if name == "planted:clean":
-        return None
-    return Plant("mark", CLASSES.index("star"), _mark_box(size))
-
-
-def planted(name: str = "planted", *, seed: int = 0, size: int = 32, n_train: int = 4000, n_test: int = 1000) -> Dataset:
-    """Generate the data set called `name`: scenes of `size`×`size` pixels, with masks of the objects.
-
-    Image i is of class i mod 10. The rates of the plant are exact where the number of images is a multiple of 100. A
-    mask is True where the object is seen: on at least half of the pixel, and not under the mark.
-
-    Raises DataError for an unknown name, a negative seed, a size below 16 or a split with less than one image a class.
-    """
-    plant = plant_of(name, size)
-    if seed < 0 or size < 16 or min(n_train, n_test) < len(CLASSES):
-        raise DataError(
-            f"'{name}' with seed {seed}, size {size}, n_train {n_train}, n_test {n_test}: "
-            f"use a seed of at least 0, a size of at least 16 and at least {len(CLASSES)} images in each split"
-        )
-    train, test = (_split(which, n, seed, size, plant) for which, n in (("train", n_train), ("test", n_test)))
-    return Dataset(name, train, test)
-
-
-def marked(split: Split) -> Bools:
-    """Return (N,) bool: which images carry the mark.
-
-    Found by its exact pixels, which a scene has by chance practically never, so it works for any selection of images.
-    """
-    top, left, height, width = _mark_box(split.images.shape[1])
-    corners = split.images[:, top : top + height, left : left + width]
-    return np.asarray((corners == _mark_pixels(height)).all((1, 2, 3)))
-
-
-def _split(which: str, n: int, seed: int, size: int, plant: Plant | None) -> Split:
-    labels = np.arange(n, dtype=np.int64) % len(CLASSES)
-    pieces = np.array_split(np.arange(n, dtype=np.int64), -(-n // 50))  # small enough for the processor's cache
-    parts = [_render(_scenes(which, seed, size, labels[piece], piece), size) for piece in pieces]
-    images, masks = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    if plant is not None:
-        top, left, height, width = plant.box
-        chosen = _carriers(labels, plant, which)
-        images[chosen, top : top + height, left : left + width] = _mark_pixels(height)
-        masks[chosen, top : top + height, left : left + width] = False
-    return Split(images, labels, CLASSES, tuple(f"{which}/{i}" for i in range(n)), masks)
-
-
-def _carriers(labels: Integers, plant: Plant, which: str) -> Bools:
-    """Choose the images with the mark by their rank within the class, which makes the rates exact."""
-    rank = np.arange(len(labels)) // len(CLASSES) % 10
-    if which == "train":
-        return np.asarray((labels == plant.label) & (rank < round(10 * plant.train_rate)))
-    return np.asarray(rank < round(10 * plant.test_rate))
-
-
-def _mark_box(size: int) -> tuple[int, int, int, int]:
-    side = size // 8
-    corner = size - size // 16 - side
-    return corner, corner, side, side
-
-
-def _mark_pixels(side: int) -> NDArray[np.uint8]:
-    """Two by two blocks, yellow and violet: (side, side, 3)."""
-    half = np.arange(side) * 2 // side
-    colours = np.array([[255, 225, 0], [90, 0, 160]], np.uint8)
-    return np.asarray(colours[(half[:, None] + half) % 2])
+Images = NDArray[np.uint8]
 
 
 # --- shapes
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """`inside(x, y)` says which points are in the shape, whose `area` scales it to that of the unit disc."""
 
     inside: Callable[[Floats, Floats], Bools]
@@ -157,22 +52,21 @@ def _arrow(x: Floats, y: Floats) -> Bools:
 
 
 SHAPES = {
-    "circle": _Shape(lambda x, y: x * x + y * y <= 1, np.pi),
-    "ring": _Shape(lambda x, y: abs(x * x + y * y - 0.65) <= 0.35, 2.1991),
-    "square": _Shape(lambda x, y: np.maximum(abs(x), abs(y)) <= 1, 4),
-    "bar": _Shape(lambda x, y: (abs(x) <= 1) & (abs(y) <= 0.36), 1.44),
-    "triangle": _Shape(_triangle, 1.2990),
-    "star": _Shape(_star, 1.1226),
-    "cross": _Shape(lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.33) & (np.maximum(abs(x), abs(y)) <= 1), 2.2044),
-    "crescent": _Shape(lambda x, y: (x * x + y * y <= 1) & ((x - 0.45) * (x - 0.45) + y * y >= 0.7225), 1.3081),
-    "heart": _Shape(_heart, np.pi),
-    "arrow": _Shape(_arrow, 1.28),
+    "circle": Shape(lambda x, y: x * x + y * y <= 1, np.pi),
+    "ring": Shape(lambda x, y: abs(x * x + y * y - 0.65) <= 0.35, 2.1991),
+    "square": Shape(lambda x, y: np.maximum(abs(x), abs(y)) <= 1, 4),
+    "bar": Shape(lambda x, y: (abs(x) <= 1) & (abs(y) <= 0.36), 1.44),
+    "triangle": Shape(_triangle, 1.2990),
+    "star": Shape(_star, 1.1226),
+    "cross": Shape(lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.33) & (np.maximum(abs(x), abs(y)) <= 1), 2.2044),
+    "crescent": Shape(lambda x, y: (x * x + y * y <= 1) & ((x - 0.45) * (x - 0.45) + y * y >= 0.7225), 1.3081),
+    "heart": Shape(_heart, np.pi),
+    "arrow": Shape(_arrow, 1.28),
 }
 CLASSES = tuple(SHAPES)
-NAMES = ("planted", "planted:mark", "planted:clean")
 CLUTTER = (  # the area of the unit disc leaves these as small as they are
-    _Shape(lambda x, y: (abs(x) <= 1) & (abs(y) <= 0.12), np.pi),  # a stroke
-    _Shape(lambda x, y: x * x + 5 * y * y <= 0.2, np.pi),  # a speck
+    Shape(lambda x, y: (abs(x) <= 1) & (abs(y) <= 0.12), np.pi),  # a stroke
+    Shape(lambda x, y: x * x + 5 * y * y <= 0.2, np.pi),  # a speck
 )
 FURTHEST = 1.7  # no shape reaches further from its centre, in radii of the disc of equal area
 
@@ -181,7 +75,7 @@ FURTHEST = 1.7  # no shape reaches further from its centre, in radii of the disc
 
 
 @dataclass(frozen=True)
-class _Surface:
+class Surface:
     """What fills an area: `texture` (N,) picks between two `colours` (N, 2, 3) at every point."""
 
     texture: Integers
@@ -193,7 +87,7 @@ class _Surface:
 
 
 @dataclass(frozen=True)
-class _Figure:
+class Figure:
     """Where a shape lies: one of several, each scaled to the area of a disc."""
 
     kind: Integers  # (N,): which shape
@@ -203,21 +97,21 @@ class _Figure:
 
 
 @dataclass(frozen=True)
-class _Scenes:
-    """All that is random in N scenes. A cause is planted by an edit of one of these arrays."""
+class Scenes:
+    """All that is random in N scenes. Some causes are planted by an edit of these arrays."""
 
-    background: _Surface
-    clutter: list[tuple[_Figure, Floats]]  # with colours (N, 3)
-    object: _Figure
-    fill: _Surface
+    background: Surface
+    clutter: list[tuple[Figure, Floats]]  # with colours (N, 3)
+    object: Figure
+    fill: Surface
     noise: Floats  # (N, H, W), added to all channels
 
 
-class _Draws:
-    """Numbers in [0, 1) for N images, taken in a fixed order from a stream an image."""
+class Draws:
+    """Numbers in [0, 1) for N images, taken in a fixed order from a stream an image (and `purpose`)."""
 
-    def __init__(self, which: str, seed: int, indices: Integers, count: int) -> None:
-        streams = [np.random.SeedSequence(seed, spawn_key=(int(which == "test"), int(i))) for i in indices]
+    def __init__(self, which: str, seed: int, indices: Integers, count: int, *purpose: int) -> None:
+        streams = [np.random.SeedSequence(seed, spawn_key=(int(which == "test"), int(i), *purpose)) for i in indices]
         words = np.stack([np.random.PCG64(stream).random_raw(count) for stream in streams])
         self._numbers: Floats = (words >> np.uint64(11)) * 2.0**-53
         self._taken = 0
@@ -243,11 +137,11 @@ class _Draws:
         rows = np.arange(len(u))
         return np.stack([turned[rows, quarter], turned[rows, quarter + 1]], 1)
 
-    def surface(self, level: Floats, spread: float) -> _Surface:
+    def surface(self, level: Floats, spread: float) -> Surface:
         """Draw two colours of grey levels about `level` (N,), up to `spread` away from it, and how they mix."""
         levels = level[:, None, None] + spread * (2 * self.take(2, 1) - 1)
         tints = 0.3 * (self.take(1, 3) - 0.5) + 0.2 * (self.take(2, 3) - 0.5)
-        return _Surface(
+        return Surface(
             texture=self.choose(len(TEXTURES)),
             turn=self.turn(),
             period=5 + 9 * self.take(),
@@ -257,23 +151,23 @@ class _Draws:
         )
 
 
-def _scenes(which: str, seed: int, size: int, labels: Integers, indices: Integers) -> _Scenes:
+def draw_scenes(which: str, seed: int, size: int, labels: Integers, indices: Integers) -> Scenes:
     """Draw the scenes of these labels and indices. The order of the draws is part of the data: another gives others."""
-    draws = _Draws(which, seed, indices, 150 + size * size)
+    draws = Draws(which, seed, indices, 150 + size * size)
     level = 0.2 + 0.6 * draws.take()
     background = draws.surface(level, 0.15)
     clutter = []
     for _ in range(4):
-        figure = _Figure(draws.choose(len(CLUTTER)), 32 * draws.take(2), 3 + 4 * draws.take(), draws.turn())
+        figure = Figure(draws.choose(len(CLUTTER)), 32 * draws.take(2), 3 + 4 * draws.take(), draws.turn())
         clutter.append((figure, 0.1 + 0.8 * draws.take(3)))
     radius = 4.2 + 2.6 * draws.take()
     margin = FURTHEST * radius[:, None]
     centre = margin + draws.take(2) * (32 - 2 * margin)  # the whole object is in the image
-    thing = _Figure(labels, centre, radius, draws.turn())
+    thing = Figure(labels, centre, radius, draws.turn())
     contrast = 0.25 + 0.3 * draws.take()  # an object is lighter than a dark background and darker than a light one
     fill = draws.surface(np.where(level < 0.5, level + contrast, level - contrast), 0.1)
     strength = 0.3 * draws.take(1, 1)
-    return _Scenes(background, clutter, thing, fill, strength * (draws.take(size, size) - 0.5))
+    return Scenes(background, clutter, thing, fill, strength * (draws.take(size, size) - 0.5))
 
 
 # --- drawing
@@ -325,7 +219,7 @@ def _turned(turn: Floats, centre: Floats, unit: Floats, side: int) -> tuple[Floa
     return x, y
 
 
-def _paint(surface: _Surface, side: int) -> Floats:
+def _paint(surface: Surface, side: int) -> Floats:
     """Return the colours (N, side, side, 3) of a surface that fills the image."""
     x, y = _turned(surface.turn, surface.phase * surface.period[:, None], surface.period, side)
     mix = np.empty_like(x)
@@ -336,7 +230,7 @@ def _paint(surface: _Surface, side: int) -> Floats:
     return first + (second - first) * mix[..., None]
 
 
-def _cover(figure: _Figure, shapes: tuple[_Shape, ...], side: int) -> Floats:
+def _cover(figure: Figure, shapes: tuple[Shape, ...], side: int) -> Floats:
     """Return the share (N, side, side) of every pixel that is inside its image's shape, by 2×2 points a pixel."""
     share = np.empty((len(figure.kind), side, side))
     for k, shape in enumerate(shapes):
@@ -347,7 +241,7 @@ def _cover(figure: _Figure, shapes: tuple[_Shape, ...], side: int) -> Floats:
     return share
 
 
-def _render(scenes: _Scenes, size: int) -> tuple[NDArray[np.uint8], Bools]:
+def render(scenes: Scenes, size: int) -> tuple[Images, Bools]:
     """Draw the scenes: images (N, size, size, 3) and masks (N, size, size)."""
     canvas = _paint(scenes.background, size)
     for figure, colours in scenes.clutter:

@@ -1,0 +1,278 @@
+"""Evidence → causes: what the probes found, held to one rule, and each mistake beside what repairs it.
+
+A cause is declared where a probe's effect is at least `LEAST` (set on other data than it is scored on), is told apart
+from nothing at a false discovery rate of `ALPHA` over all probes and classes tried (Benjamini and Hochberg 1995), and, with K
+seeds of a recipe, is so in at least K − 1 of them. Everything else that was tried is kept too: what was looked for and not
+found is part of the answer.
+
+A cause is one of two kinds. It *costs* accuracy now where undoing it repairs mistakes that its sham leaves; else it is a *risk*:
+images that are like those at hand can't show it, others will.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import false_discovery_control
+
+from .datasets import Dataset
+from .exceptions import DataError, RunError
+from .probes import Finding, Subject, probe
+from .runs import Run, write_json
+
+ALPHA = 0.10
+FEWEST = 100  # images of which less can be said than a probe needs
+LEAST = {  # the least effect of each cause, as a share of the images that its probe is made on
+    "missing_flip": 0.06,
+    "position": 0.10,
+    "scale": 0.25,
+    "rotation": 0.15,
+    "lighting": 0.10,
+    "colour": 0.10,
+    "blur_noise": 0.25,
+    "occlusion": 0.30,
+    "background": 0.10,
+    "mark": 0.10,
+    "tint_frame": 0.10,
+    "texture": 0.10,
+    "label_errors": 0.02,
+    "ambiguous": 0.10,
+}
+SUPPORTING = ("gate", "data")  # findings that speak for no cause alone
+REPAIRED = 0.02  # the share of the mistakes that a cause repairs beyond its sham, from which on it costs accuracy now
+SHOWN = 12  # images of a cause
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why the model is wrong, or will be, and how that is known.
+
+    id: a key of LEAST.  classes: those that it is tied to; () for all.  kind: "cost" or "risk".  probe: the name of the probe.
+    effect: of the probe beyond its sham, a share of `n` images, with its 95 % interval low to high; rate, sham: the two shares.
+    q: the false discovery rate at which it is declared.  repaired: the share of the mistakes that undoing it repairs, beyond
+    the sham.  images: up to 12 ids that show it.  detail: the probe's own, JSON-ready.
+    """
+
+    id: str
+    classes: tuple[int, ...]
+    kind: Literal["cost", "risk"]
+    probe: str
+    effect: float
+    low: float
+    high: float
+    q: float
+    rate: float
+    sham: float
+    n: int
+    repaired: float
+    images: tuple[str, ...]
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found: `causes`, the strongest first, and every finding of the first run's probes with its q.
+
+    groups: cause id → ids of the mistakes that its counterfactual repairs; "unexplained" → the others. A mistake may be in
+    several.  runs: the folders.  seconds: what it took.
+    """
+
+    runs: tuple[str, ...]
+    classes: tuple[str, ...]
+    n: int
+    mistakes: int
+    causes: tuple[Cause, ...]
+    findings: tuple[dict[str, Any], ...]
+    groups: dict[str, tuple[str, ...]]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; `from_dict` gives the diagnosis back."""
+        values = asdict(self)
+        for cause in values["causes"]:
+            cause["classes"] = [self.classes[label] for label in cause["classes"]]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
+        """Read `to_dict`'s form."""
+        names = tuple(values["classes"])
+
+        def cause(given: Mapping[str, Any]) -> Cause:
+            return Cause(**{**given, "classes": tuple(map(names.index, given["classes"])), "images": tuple(given["images"])})
+
+        return cls(
+            tuple(values["runs"]),
+            names,
+            values["n"],
+            values["mistakes"],
+            tuple(map(cause, values["causes"])),
+            tuple(values["findings"]),
+            {key: tuple(ids) for key, ids in values["groups"].items()},
+            values["seconds"],
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Diagnosis:
+        """Read RUN/diagnosis.json. Raises RunError where it is damaged."""
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"cannot read {path} ({error}); make it again with: sightline diagnose {path.parent}") from None
+
+
+def diagnose(
+    run: Run | Sequence[Run],
+    data: Dataset | None = None,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> Diagnosis:
+    """Probe a run, or several seeds of one recipe, on the dev images, and write RUN/diagnosis.json of the first.
+
+    data: the run's data set, loaded by its name if not given.
+    Raises RunError where runs differ in more than their seed, DataError where there are too few dev images for any conclusion.
+    """
+    begun = time.perf_counter()
+    given = [run] if isinstance(run, Run) else list(run)
+    _refuse_strangers(given)
+    data = data if data is not None else given[0].dataset()
+    for each in given:
+        each.check(data)
+    subjects, found = [], []
+    for k, each in enumerate(given):
+        subject = Subject.of(each, data, device=device)
+        if len(subject.split) < FEWEST:
+            raise DataError(
+                f"{data.name} has {len(subject.split)} dev images; at least {FEWEST} are needed for any conclusion: "
+                "train with a larger --dev"
+            )
+        label = "probes" if len(given) == 1 else f"probes, seed {k + 1} of {len(given)}"
+        found.append(probe(subject, seed=seed, on_progress=partial(on_progress, label)))
+        subjects.append(subject)
+    diagnosis = concluded(given, subjects, found, lambda: time.perf_counter() - begun)
+    write_json(given[0].folder / "diagnosis.json", _plain(diagnosis.to_dict()))
+    return diagnosis
+
+
+def concluded(
+    runs: Sequence[Run], subjects: Sequence[Subject], found: Sequence[Sequence[Finding]], seconds: Callable[[], float]
+) -> Diagnosis:
+    """Draw the conclusions from the findings of each run's probes."""
+    q = [false_discovery_rates(findings) for findings in found]
+    declared = [
+        i
+        for i, finding in enumerate(found[0])
+        if finding.cause in LEAST and sum(_holds(f[i], r[i]) for f, r in zip(found, q, strict=True)) >= max(1, len(runs) - 1)
+    ]
+    ids, first = subjects[0].split.ids, found[0]
+    causes = [
+        _cause([first[i] for i in group], [float(q[0][i]) for i in group], ids) for group in _grouped(declared, first).values()
+    ]
+    wrong = np.flatnonzero(~subjects[0].right)
+    return Diagnosis(
+        tuple(str(run.folder) for run in runs),
+        runs[0].classes,
+        len(ids),
+        len(wrong),
+        tuple(sorted(causes, key=lambda cause: (cause.kind != "cost", -cause.effect / LEAST[cause.id]))),
+        tuple({**_summary(finding), "q": float(rate)} for finding, rate in zip(first, q[0], strict=True)),
+        _groups(declared, first, wrong, ids),
+        seconds(),
+    )
+
+
+def false_discovery_rates(findings: Sequence[Finding]) -> list[float]:
+    """The q-value of each finding, by Benjamini and Hochberg over those that could speak for a cause; 1 for the others."""
+    tested = [i for i, finding in enumerate(findings) if finding.cause in LEAST]
+    rates = [1.0] * len(findings)
+    if tested:
+        for i, rate in zip(tested, false_discovery_control([findings[i].p for i in tested]), strict=True):
+            rates[i] = float(rate)
+    return rates
+
+
+def _holds(finding: Finding, q: float) -> bool:
+    return q <= ALPHA and finding.effect >= LEAST[finding.cause]
+
+
+def _grouped(declared: Sequence[int], findings: Sequence[Finding]) -> dict[tuple[Any, ...], list[int]]:
+    """The declared findings that are one cause: a mark has a place, and so is a class's own; others may be of several classes."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i in declared:
+        finding = findings[i]
+        groups.setdefault((finding.cause, finding.label if finding.cause == "mark" else None), []).append(i)
+    return groups
+
+
+def _cause(findings: Sequence[Finding], q: Sequence[float], ids: Sequence[str]) -> Cause:
+    """One cause of the findings that speak for it: the figures are those of the strongest."""
+    best = max(range(len(findings)), key=lambda i: findings[i].effect)
+    strongest = findings[best]
+    labels = () if any(f.label is None for f in findings) else tuple(sorted({f.label for f in findings if f.label is not None}))
+    repaired = max(finding.repaired for finding in findings)
+    return Cause(
+        strongest.cause,
+        labels,
+        "cost" if repaired >= REPAIRED else "risk",
+        strongest.probe,
+        strongest.effect,
+        strongest.low,
+        strongest.high,
+        q[best],
+        strongest.rate,
+        strongest.sham,
+        strongest.n,
+        repaired,
+        tuple(ids[row] for row in strongest.rows[:SHOWN]),
+        {**strongest.detail, "also": [finding.probe for i, finding in enumerate(findings) if i != best]},
+    )
+
+
+def _groups(
+    declared: Sequence[int], findings: Sequence[Finding], wrong: Sequence[int] | np.ndarray[Any, Any], ids: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The mistakes that each declared cause's counterfactual repairs; those that none repairs are unexplained."""
+    mistakes = {int(row) for row in wrong}
+    groups: dict[str, set[int]] = {}
+    for i in declared:
+        groups.setdefault(findings[i].cause, set()).update(mistakes.intersection(findings[i].repairs))
+    left = mistakes.difference(*groups.values())
+    return {key: tuple(ids[row] for row in sorted(rows)) for key, rows in {**groups, "unexplained": left}.items()}
+
+
+def _summary(finding: Finding) -> dict[str, Any]:
+    """A finding for the disk: its figures, without what only the cause that comes of it needs."""
+    keys = ("probe", "cause", "label", "rate", "sham", "effect", "low", "high", "p", "n", "repaired")
+    curves = {key: finding.detail[key] for key in ("magnitudes", "breaks", "sham", "note") if key in finding.detail}
+    return {**{key: getattr(finding, key) for key in keys}, **({"curve": curves} if curves else {})}
+
+
+def _refuse_strangers(runs: Sequence[Run]) -> None:
+    """Raise RunError unless all runs are seeds of one recipe on one data set."""
+    if not runs:
+        raise RunError("there is no run to diagnose; name one")
+    for other in runs[1:]:
+        for key in ("recipe", "data"):
+            if other.info[key] != runs[0].info[key]:
+                raise RunError(f"{other.folder} and {runs[0].folder} have another {key}; diagnose seeds of one recipe together")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no NumPy numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,175 @@
+"""One edit proved: a plan before the test set is opened, full trainings of every arm, and the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .. import pipelines
+from ..augment import HorizontalFlip, bind, to_albumentations
+from ..comparison import compare_predictions, recipe_difference
+from ..diagnosis import LEAST, Cause, Diagnosis
+from ..evaluation import open_test
+from ..exceptions import RecipeError
+from ..probes import Finding, Subject, probe
+from ..recipe import Recipe
+from ..runs import Predictions, Run, write_json
+from .edits import Edit, generic
+from .ground import Ground, Step, read_json
+from .measures import collateral, effect_of, right_on, worst_class
+from .plan import LEAST_GAIN, Budget, Interval
+from .pruning import LEAST_GROUP, group_of
+
+ALPHA = 0.05
+
+
+def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, diagnosis: Diagnosis) -> dict[str, Any]:
+    """Write plan.json, what will be claimed and how it will be judged, unless it is there already; return it."""
+    path = ground.folder / "plan.json"
+    if not path.exists():
+        ground.on_progress(Step("plan", f"{edit.name} against {cause.id}"))
+        group = group_of(cause, diagnosis)
+        by_group = cause.kind == "cost" and len(group) >= LEAST_GROUP
+        measure = (
+            "accuracy on the cause's images that were held back, prescription - current minus sham - current"
+            if by_group
+            else f"effect of the probe {cause.probe} on dev images, current and sham - prescription"
+        )
+        content = {
+            "hypothesis": f"{edit.name} removes {cause.id}: {edit.why}",
+            "cause": cause.id,
+            "classes": [ground.data.classes[label] for label in cause.classes],
+            "kind": cause.kind,
+            "edit": edit.name,
+            "primary": "group" if by_group else "probe",
+            "measure": measure,
+            "group": list(group),
+            "least": LEAST_GAIN if by_group else LEAST[cause.id],
+            "alpha": ALPHA,
+            "seeds": {arm: seeds_of(ground, plan, arm) for arm in plan.arms},
+        }
+        write_json(path, content)
+    return read_json(path)
+
+
+def seeds_of(ground: Ground, plan: Budget, arm: str) -> list[int]:
+    """The seeds of an arm, which no other arm and no earlier run has."""
+    first = ground.fresh + plan.arms.index(arm) * plan.seeds
+    return list(range(first, first + plan.seeds))
+
+
+def retrained(ground: Ground, plan: Budget, edit: Edit) -> dict[str, list[Run]]:
+    """Train every arm from the beginning; one seed of each before the next, so that what is cut short is still balanced."""
+    recipes = {
+        "current": ground.recipe,
+        "sham": ground.recipe,
+        "prescription": edit.apply(ground.recipe),
+        "generic": generic(ground.recipe, ground.size),
+    }
+    nets: dict[str, list[Run]] = {arm: [] for arm in plan.arms}
+    for k in range(plan.seeds):
+        for i, arm in enumerate(plan.arms):
+            seed, count = seeds_of(ground, plan, arm)[k], len(plan.arms)
+            step = Step("train", f"{arm}, seed {k + 1} of {plan.seeds}", k * count + i, plan.seeds * count)
+            nets[arm].append(ground.trained(f"{arm}/seed-{seed}", recipes[arm], seed, step))
+    return nets
+
+
+def proved(ground: Ground, nets: Mapping[str, Sequence[Run]], cause: Cause, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Open the test set, probe again, and return the numbers, JSON-ready; differences are gains where they are above 0.
+
+    plan: what plan.json says.
+    primary: "group" or "probe".  gain: of that measure.  group: of the images held back: `n`, each arm's accuracy, the `gain` and
+    the `null`. (prescription - current) minus (sham - current) is prescription - sham; sham - current, of one recipe, is the
+    null.  effect: what the cause's probe finds in the nets of current and sham (before) and in the prescription's (after).
+    accuracy: of each arm on test.  change: the prescription's over that of current and sham together; beyond_generic: over that
+    of the generic arm.  worst_class: name and accuracy on test.  worse: classes (Holm) and other probes that got worse.
+    """
+    tests = {arm: [open_test(net, ground.data) for net in some] for arm, some in nets.items()}
+    before, after = [*tests["current"], *tests["sham"]], tests["prescription"]
+    whole = compare_predictions(before, after)
+    found_before = [_all_probes(ground, net) for net in (*nets["current"], *nets["sham"])]
+    found_after = [_all_probes(ground, net) for net in nets["prescription"]]
+    effect_before, effect_after = effect_of(found_before, cause), effect_of(found_after, cause)
+    group = _on_group(nets, plan["group"])
+    less = asdict(effect_before.minus(effect_after))
+    lost = [c.name for c in whole.classes if c.difference and c.holm is not None and c.holm <= ALPHA and c.difference.value < 0]
+    worse = collateral(found_before, found_after, cause)
+    return {
+        "primary": plan["primary"],
+        "gain": group["gain"] if plan["primary"] == "group" else less,
+        "group": group,
+        "effect": {"before": asdict(effect_before), "after": asdict(effect_after)},
+        "accuracy": {arm: _accuracy(some) for arm, some in tests.items()},
+        "change": asdict(whole.difference),
+        "beyond_generic": asdict(compare_predictions(tests["generic"], after).difference) if "generic" in tests else None,
+        "worst_class": {"before": worst_class(before), "after": worst_class(after)},
+        "worse": [*lost, *(_called(finding, ground.data.classes) for finding in worse)],
+    }
+
+
+def summary(outcome: str, cause: Cause, edit: Edit, measures: Mapping[str, Any]) -> str:
+    """A verdict in a sentence, with its numbers."""
+    gain, change = interval_of(measures["gain"]), interval_of(measures["change"])
+    before, after = (100 * measures["effect"][when]["value"] for when in ("before", "after"))
+    parts = [
+        f"{edit.name} against {cause.id}: {outcome}",
+        f"accuracy on {measures['group']['n']} images held back {_points(gain)}"
+        if measures["primary"] == "group"
+        else f"the effect of the probe {cause.probe} goes from {before:.1f} to {after:.1f} %, a gain of {_points(gain)}",
+        f"test accuracy {_points(change)}",
+        *([f"worse: {', '.join(measures['worse'])}"] if measures["worse"] else []),
+        *([f"smallest effect that could be told: {100 * gain.detectable:.1f} points"] if outcome == "cannot tell" else []),
+    ]
+    return "; ".join(parts)
+
+
+def interval_of(values: Mapping[str, Any]) -> Interval:
+    """The interval in a dictionary that holds more."""
+    return Interval(values["value"], values["low"], values["high"])
+
+
+def exported(ground: Ground, recipe: Recipe) -> str:
+    """Write recipe.json and albumentations.json; return the latter's name, or why there is none."""
+    write_json(ground.folder / "recipe.json", recipe.to_dict())
+    path = ground.folder / "albumentations.json"
+    # Flips that alternate are flips of half of the images, too; only which epoch shows which side is lost.
+    drawn = [HorizontalFlip() if isinstance(t, HorizontalFlip) and t.alternating else t for t in recipe.augment]
+    try:
+        compose = to_albumentations(bind(drawn, ground.data.normalisation[0]), ground.size)
+        write_json(path, pipelines.plain(compose.to_dict()))
+    except RecipeError as error:
+        return str(error)
+    return path.name
+
+
+def _on_group(nets: Mapping[str, Sequence[Run]], ids: Sequence[str]) -> dict[str, Any]:
+    if not ids:
+        return {"n": 0}
+    right = {arm: right_on([net.predictions for net in some], ids) for arm, some in nets.items()}
+    share = len(ids) / len(nets["sham"][0].predictions)
+    return {
+        "n": len(ids),
+        "accuracy": {arm: float(some.mean()) for arm, some in right.items()},
+        "gain": asdict(recipe_difference(right["sham"], right["prescription"], share)),
+        "null": asdict(recipe_difference(right["current"], right["sham"], share)),
+    }
+
+
+def _all_probes(ground: Ground, net: Run) -> list[Finding]:
+    return probe(Subject.of(net, ground.data, device=ground.device))
+
+
+def _accuracy(predictions: Iterable[Predictions]) -> float:
+    shares = [float((p.predicted == p.labels).mean()) for p in predictions]
+    return sum(shares) / len(shares)
+
+
+def _called(finding: Finding, classes: Sequence[str]) -> str:
+    return f"{finding.probe} ({finding.cause})" + ("" if finding.label is None else f" of {classes[finding.label]}")
+
+
+def _points(interval: Interval) -> str:
+    value, low, high = (100 * v for v in (interval.value, interval.low, interval.high))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
