@@ -20,7 +20,7 @@ from sightline import cli, terminal
 from sightline.datasets import load
 from sightline.exceptions import DataError
 from sightline.planted import plant_of
-from sightline.runs import Run
+from sightline.runs import Predictions, Run
 
 Sightline = Callable[..., tuple[int, str, str]]
 
@@ -433,3 +433,31 @@ def test_one_epoch_on_the_real_cifar10(sightline: Sightline, cifar10_folder: Pat
     assert len(run.predictions) == 5_000
     assert sightline("report", tmp_path / "run", "--data-dir", cifar10_folder)[0] == 0
     assert 1e5 < (tmp_path / "run" / "report.html").stat().st_size < 5e6
+
+
+def test_the_loop_from_the_command_line(sightline: Sightline, tmp_path: Path) -> None:
+    """Two seeds trained, one diagnosed, both compared; what `fix` refuses."""
+    options = ("-r", "small", "--epochs", 3, "--precision", "fp32")
+    for seed in (0, 1):
+        assert sightline("train", "planted", *options, "--seed", seed, "-o", tmp_path / f"seed-{seed}")[0] == 0
+    code, out, _ = sightline("diagnose", tmp_path / "seed-0", "--json")
+    said = json.loads(out)
+    assert code == 0 and said == json.loads((tmp_path / "seed-0" / "diagnosis.json").read_text())
+    assert said["n"] == 400 and "mark" in {finding["cause"] for finding in said["findings"]}
+    code, out, _ = sightline("diagnose", tmp_path / "seed-0")
+    assert code == 0 and "Looked for and not found:" in out and "400 dev images" in out
+    code, out, _ = sightline("compare", tmp_path / "seed-0", tmp_path / "seed-1", "--json")
+    found, runs = json.loads(out), [Run.open(tmp_path / f"seed-{seed}") for seed in (0, 1)]
+    right = [Predictions.read(run.folder / "test.parquet", run.classes) for run in runs]
+    shares = [float((p.predicted == p.labels).mean()) for p in right]
+    assert code == 0 and found["accuracy"] == pytest.approx(shares) and found["verdict"].startswith("cannot tell")
+    assert [run.info["test_opened"] for run in runs] == [1, 1]
+    code, out, _ = sightline("compare", tmp_path / "seed-0", tmp_path / "seed-1")
+    assert code == 0 and out.startswith("Cannot tell") and "McNemar" in out
+    for bad, part in (
+        (("--budget", "soon"), "is no time"),
+        (("--not", "hflop"), "hflip"),
+        (("--budget", "1s"), "proves nothing"),
+    ):
+        code, _, err = sightline("fix", tmp_path / "seed-0", "-o", tmp_path / "fix", *bad)
+        assert code == 1 and part in err.replace("\n", " ")
