@@ -31,7 +31,7 @@ from rich.console import Console
 
 from sightline.augment import RandomCrop
 from sightline.datasets import Dataset, hold_out
-from sightline.diagnosis import LEAST, Cause, diagnose
+from sightline.diagnosis import LEAST, Cause, diagnose, holds
 from sightline.evaluation import open_test
 from sightline.planted import NULLS, PLANTS, Plant, plant_of, planted, unplanted
 from sightline.prescription import edits, generic
@@ -41,6 +41,7 @@ from sightline.terminal import table
 from sightline.training import train
 
 console = Console()
+CALIBRATION = 100  # from this seed on, cases only set thresholds
 RECIPE = load_recipe("fast").with_(width=0.5, augment=(RandomCrop(2),))  # no flip: `direction` is to be missed
 
 
@@ -94,8 +95,8 @@ def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[
 
 
 def overlap(causes: Iterable[Cause], plant: Plant | None) -> float | None:
-    """Intersection over union of the place found and the mark's true place; None without a mark, 0 where none is found."""
-    if plant is None or plant.box is None:
+    """Intersection over union of the place found and the mark's true place; None without a mark to find, 0 if it isn't found."""
+    if plant is None or plant.box is None or not plant.causes:
         return None
     shares = [_iou(cause.detail["box"], plant.box) for cause in causes if cause.id == "mark"]
     return max(shares, default=0.0)
@@ -170,7 +171,8 @@ def scores(cases: Sequence[dict[str, Any]], named: Callable[[dict[str, Any]], se
 
 
 def by_diagnosis(case: dict[str, Any]) -> set[str]:
-    return {cause["id"] for cause in case["causes"]}
+    """The causes that `diagnose` names, by the thresholds as they are now."""
+    return {f["cause"] for f in case["findings"] if holds(f["probe"], f["cause"], f["effect"], f["q"])}
 
 
 def by_largest_drop(case: dict[str, Any]) -> set[str]:
@@ -185,7 +187,7 @@ def by_chance(case: dict[str, Any]) -> set[str]:
 
 def show(cases: dict[str, Any]) -> None:
     """The tables of what the file has."""
-    diagnoses = [case for key, case in cases.items() if key.startswith("diagnose ")]
+    diagnoses = [case for key, case in cases.items() if key.startswith("diagnose ") and case["seed"] < CALIBRATION]
     if diagnoses:
         kinds = list(dict.fromkeys(case["kind"] for case in diagnoses))
         rows = []

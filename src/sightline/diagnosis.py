@@ -173,7 +173,7 @@ def concluded(
     declared = [
         i
         for i, finding in enumerate(found[0])
-        if finding.cause in LEAST and sum(_holds(f[i], r[i]) for f, r in zip(found, q, strict=True)) >= max(1, len(runs) - 1)
+        if finding.cause in LEAST and sum(_declared(f[i], r[i]) for f, r in zip(found, q, strict=True)) >= max(1, len(runs) - 1)
     ]
     ids, first = subjects[0].split.ids, found[0]
     causes = [
@@ -202,8 +202,13 @@ def false_discovery_rates(findings: Sequence[Finding]) -> list[float]:
     return rates
 
 
-def _holds(finding: Finding, q: float) -> bool:
-    return q <= ALPHA and finding.effect >= LEAST_BY_PROBE.get(finding.probe, LEAST[finding.cause])
+def holds(probe: str, cause: str, effect: float, q: float) -> bool:
+    """Whether a finding is enough to declare its cause, as far as one seed goes."""
+    return q <= ALPHA and effect >= LEAST_BY_PROBE.get(probe, LEAST[cause])
+
+
+def _declared(finding: Finding, q: float) -> bool:
+    return holds(finding.probe, finding.cause, finding.effect, q)
 
 
 def _grouped(declared: Sequence[int], findings: Sequence[Finding]) -> dict[tuple[Any, ...], list[int]]:
