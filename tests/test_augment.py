@@ -46,12 +46,14 @@ from sightline.augment import (
     bind,
     from_albumentations,
     from_dicts,
+    look,
     rates,
     to_albumentations,
     to_dicts,
 )
 from sightline.augment.trivial import OPERATIONS
 from sightline.exceptions import DataError, RecipeError
+from test_remedies import DRAWN as REMEDIES
 
 REFLECT, CONSTANT = 4, 0
 P = 1e-3  # a right implementation fails a test at a new seed once in a thousand times; the seeds are fixed
@@ -149,7 +151,7 @@ DRAWN = [
 ]
 
 
-@pytest.mark.parametrize("transform", DRAWN, ids=repr)
+@pytest.mark.parametrize("transform", [*DRAWN, *REMEDIES], ids=repr)
 def test_a_batch_is_a_new_batch_of_the_same_kind_in_any_memory_format(transform: Transform) -> None:
     images = noise()
     before = images.clone()
@@ -160,6 +162,7 @@ def test_a_batch_is_a_new_batch_of_the_same_kind_in_any_memory_format(transform:
     assert not torch.equal(result, images)
     assert torch.equal(transform(images.contiguous(memory_format=torch.channels_last), seeded()), result)
     assert torch.equal(transform(images, seeded()), result)
+    assert torch.equal(look((transform,), images, seeded()), result)
 
 
 def test_a_batch_equals_its_images_one_by_one_with_the_same_draws() -> None:

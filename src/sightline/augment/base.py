@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,7 +75,7 @@ def happens(p: float, n: int, generator: Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(ABC):
     """A transform that is made whole or not at all, of each image with probability `p`."""
 
     p: float = 0.5
@@ -85,9 +86,9 @@ class Chosen:
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         return self.apply(images, happens(self.p, len(images), generator))
 
+    @abstractmethod
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Transform the images where chosen (N,) bool is True."""
-        raise NotImplementedError
 
 
 # Pixels
