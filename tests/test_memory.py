@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -56,6 +57,7 @@ def test_available_memory_is_a_sensible_number_or_unknown() -> None:
 
 LIMITED = """
     import resource, sys
+    import pyarrow.parquet
     import torch
     from sightline.exceptions import TrainingError
     from sightline.planted import planted
@@ -65,8 +67,8 @@ LIMITED = """
     data = planted("planted:clean", n_train=1500, n_test=50, size=64)
     recipe = RECIPES["small"].with_(epochs=1, batch_size=int(sys.argv[2]))
     memory.available = lambda device: None  # so that the allocation itself fails
-    used = int(open("/proc/self/statm").read().split()[0]) * 4096
-    resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, used + 400_000_000))
+    used = 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 400_000_000, used + 400_000_000))
     try:
         train(data, sys.argv[1], recipe=recipe, precision="fp32")
     except TrainingError as error:
@@ -74,12 +76,16 @@ LIMITED = """
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+# Arrow's own allocators die of a limit that torch reports; glibc reserves another 64 MB for each thread that allocates.
+ONE_ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's data as Linux does")
 def test_a_training_that_runs_out_of_memory_names_a_batch_that_then_fits(tmp_path_factory: pytest.TempPathFactory) -> None:
     def run(batch: int) -> str:
         folder = tmp_path_factory.mktemp("run") / "run"
         command = [sys.executable, "-c", textwrap.dedent(LIMITED), str(folder), str(batch)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ONE_ALLOCATOR)
         assert done.returncode == 0, done.stderr[-500:]
         return done.stdout
 
@@ -87,4 +93,4 @@ def test_a_training_that_runs_out_of_memory_names_a_batch_that_then_fits(tmp_pat
     assert said.startswith("a batch of 1500 images needs more memory than cpu has left; the largest that fits is ")
     fits = int(said.split("give --batch-size ")[1].split(",")[0])
     assert 20 < fits < 1400
-    assert run(int(0.9 * fits)) == ""  # a training holds a little more than a single trial step
+    assert run(int(0.8 * fits)) == ""  # a training holds a little more than a single trial step

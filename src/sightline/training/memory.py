@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,10 +58,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def largest(step: Callable[[int], object], batch: int) -> int:
-    """The largest number of images below `batch`, to about a sixteenth, for which `step` does not run out of memory; or 0."""
+    """The largest number of images below `batch`, to about a sixteenth, for which `step` does not run out of memory; or 0.
+
+    Sought from below, by doubling and then by halving what is left: a step that failed may leave memory in pieces that none
+    of its size fits into any more, so those that are known to fit come first.
+    """
     low, high = 0, batch
     while high - low > max(1, low // 16):
-        middle = (low + high) // 2
+        gc.collect()  # a step that failed can be held by cycles, and all of its memory with it
+        doubled = max(1, 2 * low)
+        middle = doubled if high == batch and doubled < high else (low + high) // 2
         try:
             step(middle)
             low = middle
