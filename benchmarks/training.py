@@ -393,6 +393,7 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         "SGD instead of muon": replace(fast, optimizer="sgd", max_lr=0.4, momentum=0.9, weight_decay=5e-4, decay_all=False),
         "batch 2,000": replace(fast, batch_size=2000, max_lr=0.24),
         "no whitening": fast,  # `child` sees to it
+        "a quarter wider": replace(fast, width=1.25),
     }
     wanted = options.sides.split(",") if options.sides != SIDES else list(variants)
     found = {}
