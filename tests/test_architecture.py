@@ -76,6 +76,7 @@ FOLDERS = {
         "__init__",
     ),
     "prescription": ("edits", "ground", "plan", "measures", "pruning", "proof", "campaign", "__init__"),
+    "reporting": ("words", "page", "__init__"),
     "training": (
         "optimizers",
         "memory",

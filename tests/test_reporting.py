@@ -21,6 +21,7 @@ from sightline import datasets, heatmaps, models, reporting, runs
 from sightline.exceptions import RunError
 from sightline.heatmaps.drawing import diverging
 from sightline.recipe import RECIPES, Recipe
+from sightline.reporting import words as in_words
 from sightline.runs import Predictions, Run
 
 CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "'\" onfocus=alert(1) 😀", "\u202eסוס", "yak")
@@ -239,7 +240,7 @@ def test_the_margin_s_colours_are_explained_where_there_are_margins(tmp_path: Pa
 def test_strongest_place_is_said_in_words(row: int, column: int, words: str) -> None:
     cells = np.zeros((8, 8), np.float32)
     cells[row, column] = 1
-    assert reporting._where(cells) == f"strongest at the {words}"
+    assert in_words.where(cells) == f"strongest at the {words}"
 
 
 def test_classes_have_their_intervals_and_one_without_images_says_so(full: Run, page: Parsed) -> None:
