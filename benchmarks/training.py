@@ -337,6 +337,10 @@ def child(options: argparse.Namespace) -> None:
 def elsewhere(options: argparse.Namespace) -> dict[str, Any]:
     """`fast` on other data, untuned, and `classic` with as many epochs as fit into the same time (at least one)."""
     found: dict[str, Any] = {}
+
+    def classic(epochs: int) -> Recipe:
+        return load_recipe("classic").with_(epochs=epochs, max_lr=0.01)
+
     with tempfile.TemporaryDirectory() as folder:
         for name, data in (("planted:clean", "planted:clean"), ("a folder, 64×64", write_folder(Path(folder, "images")))):
             sides: dict[str, list[dict[str, float]]] = {"fast": [], "classic": []}
@@ -344,14 +348,14 @@ def elsewhere(options: argparse.Namespace) -> dict[str, Any]:
             for seed in range(options.seeds):
                 sides["fast"].append(once(options, f"{name}, fast {seed}", partial(one, "fast", seed, None, None, data)))
                 if seed == 0:  # an epoch of classic, to know what fits
-                    short = [load_recipe("classic").with_(epochs=k, max_lr=0.01) for k in (1, 2)]
-                    a, b = (once(options, f"{name}, {r.epochs} of classic", partial(one, "", 0, None, r, data)) for r in short)
-                    an_epoch = b["seconds_to_model"] - a["seconds_to_model"]
-                    left = sides["fast"][0]["seconds_to_model"] - (a["seconds_to_model"] - an_epoch)
-                    epochs = max(1, round(left / an_epoch))
-                fitted = load_recipe("classic").with_(epochs=epochs, max_lr=0.01)
+                    a = once(options, f"{name}, 1 of classic 0", partial(one, "", 0, None, classic(1), data))
+                    if a["seconds_to_model"] < sides["fast"][0]["seconds_to_model"]:
+                        b = once(options, f"{name}, 2 of classic 0", partial(one, "", 0, None, classic(2), data))
+                        an_epoch = b["seconds_to_model"] - a["seconds_to_model"]
+                        left = sides["fast"][0]["seconds_to_model"] - (a["seconds_to_model"] - an_epoch)
+                        epochs = max(1, round(left / an_epoch))
                 key = f"{name}, {epochs} of classic {seed}"
-                sides["classic"].append(once(options, key, partial(one, "", seed, None, fitted, data)))
+                sides["classic"].append(once(options, key, partial(one, "", seed, None, classic(epochs), data)))
             found[name] = {
                 side: {"epochs": epochs if side == "classic" else load_recipe("fast").epochs}
                 | {key: summary([r[key] for r in results]) for key in ("single_view", "seconds_to_model")}
