@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -71,9 +73,9 @@ def demo(
         run = train("planted", folder, recipe=load_recipe("fast").with_(width=0.5), seed=seed, on_progress=bars.training)
         data = run.dataset()
         explain(run, data, progress=lambda done, total: bars.step("heatmaps", done, total))
-        page = report(run, data)
         found = diagnose(run, data, on_progress=bars.step)
         proof = fix(run, data, mended, seeds=1, diagnosis=found, on_progress=bars.fixing)
+        page = report(run, data, fix=mended if proof.plan else None)
     after = sorted(mended.glob("prescription/seed-*"))
     effects = [_mark_effect(each, data) for each in (run, *map(type(run).open, after))]
     findings = [*_findings(run), *(f"{when}: {effect}" for when, effect in zip(("Before", "After"), effects, strict=False))]
@@ -215,6 +217,10 @@ def train(
     size: Size = None,
     skip_bad: SkipBad = False,
     dev: Dev = 0.1,
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(help="a run whose confirmed label errors (see import) are left out, repeatable", metavar="RUN"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model, and leave a run folder; the same command goes on where a stopped one was."""
@@ -224,7 +230,7 @@ def train(
     runs.prepare(folder)
     changes = {"model": model, "width": width, "epochs": epochs, "batch_size": batch_size, "max_lr": max_lr}
     chosen = _recipe(recipe, **changes, augment=augment)
-    loaded = _load(name, data_dir, size, skip_bad, dev)
+    loaded = _without(_load(name, data_dir, size, skip_bad, dev), without or ())
     for line in _rates(chosen.augment, loaded):
         err.print(line)
     try:
@@ -337,8 +343,9 @@ def explain(
 @app.command()
 def report(
     folder: RunFolder,
-    n: Annotated[int, typer.Option("-n", min=1, help="mistakes to show, the highest loss first")] = 200,
+    n: Annotated[int, typer.Option("-n", min=1, help="mistakes to show: of every kind of confusion the gravest")] = 500,
     weight: Annotated[float, typer.Option(min=0, max=1, help="the image's share where a heatmap lies over it")] = 0.725,
+    fix: Annotated[Path | None, typer.Option(help="the folder of a finished `sightline fix`, to show what it proved")] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -361,14 +368,64 @@ def report(
             except (RecipeError, DataError) as error:  # a model without places to look at, or that isn't finite
                 no_heatmaps = str(error)
         bars.step("report", 0, None)
-        page = reporting.report(run, loaded, n=n, weight=weight, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
+        page = reporting.report(run, loaded, n=n, weight=weight, fix=fix, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
     for what, why in (("pictures", no_pictures), ("heatmaps", no_heatmaps)):
         if why:
             err.print(f"without {what}: {why}", markup=False, soft_wrap=True)
     if as_json:
-        _print_json({"report": str(page), **reporting.report_json(run)})
+        _print_json({"report": str(page), **reporting.report_json(run, n)})
         return
     _say(f"The report: {page}")
+
+
+@app.command("import")
+def import_(
+    folder: RunFolder,
+    file: Annotated[Path, typer.Argument(help="the marks that the report's page exported", metavar="MARKS")],
+    as_json: AsJson = False,
+) -> None:
+    """Take back what was marked in a run's report, label errors and causes; of two marks of one image the later counts."""
+    from . import marks
+    from .runs import Run
+
+    run = Run.open(folder)
+    taken = marks.take(run, file)
+    if as_json:
+        counts = {key: getattr(taken, key) for key in ("new", "changed", "kept", "removed")}
+        found = {"label_errors": taken.label_errors, "causes": taken.causes}
+        _print_json({"marks": str(folder / "marks.json"), "split": taken.split, **counts, **found})
+        return
+    causes = ", ".join(f"{cause} {len(ids)}" for cause, ids in taken.causes.items())
+    _say(
+        f"{folder / 'marks.json'} has {len(taken)} marks: {taken.new} new, {taken.changed} changed, {taken.kept} as they were; "
+        f"{taken.removed} taken back.",
+        f"Label errors: {len(taken.label_errors)}. Causes: {causes or 'none'}.",
+        *_next_without(run, taken.label_errors),
+    )
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="csv, coco, fiftyone or tensorboard", metavar="FORMAT")],
+    path: Annotated[
+        Path, typer.Option("-o", "--out", help="the file (csv) or the folder to write, new or empty", metavar="PATH")
+    ],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's predictions, causes, trust and marks for other programs: as a table, or for COCO, FiftyOne or TensorBoard."""
+    from . import exports
+    from .runs import Run
+
+    with Bars() as bars:
+        found = exports.export(Run.open(folder), to, path, data_dir=data_dir, on_progress=bars.step)
+    if found.without:
+        err.print(printable(f"without {found.without}"), markup=False, soft_wrap=True)
+    if as_json:
+        _print_json({"to": to, "path": str(found.path), "images": found.rows, "without": found.without})
+        return
+    _say(f"{found.rows:,} images: {found.path}")
 
 
 @app.command()
@@ -376,6 +433,7 @@ def compare(
     a: Annotated[Path, typer.Argument(help="a run, or a folder of runs: seeds of one recipe", metavar="RUN_A")],
     b: Annotated[Path, typer.Argument(help="what it is compared with, likewise", metavar="RUN_B")],
     n: Annotated[int, typer.Option("-n", min=0, help="fixed and broken images to name")] = 10,
+    page: Annotated[bool, typer.Option("--report", help="write RUN_B/comparison.html, before and after side by side")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -383,14 +441,21 @@ def compare(
     from . import comparison
     from .runs import open_seeds
 
-    arms = [open_seeds(folder) for folder in (a, b)]
+    arms, written = [open_seeds(folder) for folder in (a, b)], None
     with Bars() as bars:
         bars.step(WORDS["load"], 0, None)
-        found = comparison.compare(arms[0], arms[1], arms[0][0].dataset(data_dir))
+        data = arms[0][0].dataset(data_dir)
+        found = comparison.compare(arms[0], arms[1], data)
+        if page:
+            from .heatmaps import explain_images
+            from .reporting import report_change
+
+            explained = partial(explain_images, progress=lambda done, total: bars.step("heatmaps", done, total))
+            written = report_change(arms[0][0], arms[1][0], found, data, explain=explained)
     if as_json:
-        _print_json(found.to_dict())
+        _print_json({**found.to_dict(), "report": str(written) if written else None})
         return
-    _say(*_compared(found, n))
+    _say(*_compared(found, n), *([f"The report: {written}"] if written else []))
 
 
 @app.command()
@@ -490,6 +555,32 @@ def _load(name: str, data_dir: Path | None, size: int | None, skip_bad: bool, de
         loaded = load(name, data_dir=data_dir, size=size, skip_bad=skip_bad, dev=dev, progress=bars.step)
     _left_out(loaded.skipped)
     return loaded
+
+
+def _without(data: Dataset, sources: Sequence[Path]) -> Dataset:
+    """The data without what is left out at the wish of a person, who is told how much it is."""
+    from .marks import left_out
+
+    thinned = data.without(left_out(sources, data)) if sources else data
+    if thinned.left_out:
+        less = [len(was) - len(now) for was, now in ((data.train, thinned.train), (data.dev, thinned.dev)) if was and now]
+        counts = " and ".join(f"{n} {split}" for n, split in zip(less, ("train", "dev"), strict=False))
+        err.print(f"left out for their labels: {counts} images", markup=False)
+    return thinned
+
+
+def _next_without(run: Run, label_errors: Sequence[str]) -> list[str]:
+    """What to do with the label errors that were marked, and what that is good for."""
+    if not label_errors:
+        return []
+    if run.judged == "test":
+        return ["They are of test images, which are never left out: nothing is chosen on these. Train with --dev 0.1 for others."]
+    command = ["sightline", "train", run.info["data"]["name"], "--without", str(run.folder), "-o", "NEW"]
+    return [
+        f"Next: {shlex.join(command)}",
+        "They are dev images, held out of the training: with the same --dev the next model learns from the same images as this "
+        "one, and its dev accuracy, of fewer, can't be compared; with --dev 0 it learns from all images but these.",
+    ]
 
 
 def _rates(policy: Any, data: Dataset) -> list[str]:

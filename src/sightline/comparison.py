@@ -138,6 +138,12 @@ class Comparison:
         rates = [[None if math.isnan(rate) else rate for rate in row] for row in self.confusion.tolist()]
         return {**asdict(self), "confusion": rates}
 
+    def _repr_html_(self) -> str:
+        """Show it as a table in a notebook."""
+        from .notebook import of_comparison
+
+        return of_comparison(self)
+
 
 def compare(a: Run | Sequence[Run], b: Run | Sequence[Run], data: Dataset | None = None) -> Comparison:
     """Compare two runs, or two sets of runs, on the test images; each run counts that its test was opened.
@@ -441,6 +447,11 @@ def _check_arm(name: str, arm: Sequence[Run]) -> None:
             raise RunError(
                 f"the runs of the arm {name} are of different recipes: {first.folder} and {run.folder} differ in "
                 f"{', '.join(keys)}; give runs of one recipe as an arm, and another recipe as the other arm"
+            )
+        if run.left_out != first.left_out:
+            raise RunError(
+                f"the runs of the arm {name} are of different training images: {first.folder} was trained without "
+                f"{len(first.left_out)} images, {run.folder} without {len(run.left_out)} or others; give them as two arms"
             )
     if len(set(seeds)) < len(seeds):
         raise RunError(

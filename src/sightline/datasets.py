@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import mmap
 import os
 import pickle
 import re
@@ -64,8 +65,9 @@ class Dataset:
     """A data set: what the model learns from (`train`), what is looked at meanwhile (`dev`), and the last word (`test`).
 
     name: "cifar10", "planted…" or a folder's absolute path.  skipped: ids of the image files that could not be read.
-    options: what `load` must be given besides the name to give the same again: size, skip_bad, seed and dev.
-    dev: None where nothing is held out.
+    options: what `load` must be given besides the name to give the same again: size, skip_bad, seed and dev; and, where images
+    were left out of it, their ids, sorted, as "without".  dev: None where nothing is held out.  whole: the content hash from
+    before images were left out; "" where none were.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: {"size": None, "skip_bad": False, "seed": 0, "dev": 0.0})
     dev: Split | None = None
+    whole: str = ""
 
     @property
     def judged(self) -> tuple[str, Split]:
@@ -86,7 +89,9 @@ class Dataset:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over images, labels, class names and ids of all splits, in hexadecimal."""
+        """SHA-256 over images, labels, class names and ids of all splits, in hexadecimal; images left out count too."""
+        if self.whole:
+            return self.whole
         digest = hashlib.sha256()
         for split in (self.train, self.test, *([] if self.dev is None else [self.dev])):
             digest.update(repr((split.images.shape, split.classes, split.ids)).encode())
@@ -94,6 +99,26 @@ class Dataset:
                 digest.update(np.ascontiguousarray(piece).data)
             digest.update(np.ascontiguousarray(split.labels.astype("<i8")).data)
         return digest.hexdigest()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The ids of the images that were left out, sorted."""
+        return tuple(self.options.get("without", ()))
+
+    def without(self, ids: Iterable[str]) -> Dataset:
+        """Return the data set without some images of train and dev; the others stay where they are, and so does the content hash.
+
+        Raises DataError for an image of test, since nothing is chosen on these, for an id that neither split has, and where no
+        image of a class would be left in one of them.
+        """
+        wanted = set(ids)
+        if not wanted:
+            return self
+        _refuse_others(self, wanted)
+        train = _thinned(self.train, wanted, f"{self.name}: no train image")
+        dev = None if self.dev is None else _thinned(self.dev, wanted, f"{self.name}: no dev image")
+        options = {**self.options, "without": sorted(wanted.union(self.left_out))}
+        return replace(self, train=train, dev=dev, options=options, whole=self.content_hash)
 
     @cached_property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -221,6 +246,8 @@ def hold_out(data: Dataset, share: float) -> Dataset:
     """
     if data.dev is not None:
         raise DataError(f"{data.name}: images are held out already; take the data set as it was before")
+    if data.left_out:  # a share of what is left would be other images
+        raise DataError(f"{data.name}: images are left out already; hold out first, and leave out then")
     split = data.train
     chosen = np.zeros(len(split), bool)
     for label, name in enumerate(split.classes):
@@ -230,10 +257,34 @@ def hold_out(data: Dataset, share: float) -> Dataset:
     return replace(data, train=_rows(split, ~chosen), dev=_rows(split, chosen), options={**data.options, "dev": share})
 
 
+def _refuse_others(data: Dataset, wanted: set[str]) -> None:
+    """Raise DataError where an id isn't one of train or dev."""
+    held_out = () if data.dev is None else data.dev.ids
+    strange = min(wanted.difference(data.train.ids, held_out, data.left_out), default=None)
+    if strange is None:
+        return
+    if strange in set(data.test.ids):
+        raise DataError(f"{data.name}: {strange!r} is a test image, and nothing is chosen on these; leave out others only")
+    raise DataError(f"{data.name} has no image {strange!r} that could be left out; bring it back, or don't name it")
+
+
+def _thinned(split: Split, wanted: set[str], none: str) -> Split:
+    """The images of a split that are not `wanted`. Raises DataError, which begins with `none`, where that empties a class."""
+    kept = np.array([name not in wanted for name in split.ids], bool)
+    if kept.all():
+        return split
+    counts = np.bincount(split.labels[kept], minlength=len(split.classes))
+    if lost := [c for c in np.unique(split.labels) if not counts[c]]:
+        raise DataError(f"{none} of the class '{split.classes[lost[0]]}' would be left; leave out fewer")
+    return _rows(split, kept)
+
+
 def _rows(split: Split, chosen: NDArray[np.bool_]) -> Split:
     ids = tuple(name for name, keep in zip(split.ids, chosen, strict=True) if keep)
     masks = None if split.masks is None else split.masks[chosen]
-    return Split(split.images[chosen], split.labels[chosen], split.classes, ids, masks)
+    mapped = isinstance(split.images, np.memmap) and isinstance(split.images.base, mmap.mmap)  # where memory has no room for them
+    images = _copied_on_disk(split.images, chosen) if mapped else split.images[chosen]
+    return Split(images, split.labels[chosen], split.classes, ids, masks)
 
 
 def _lowest(names: Sequence[str], share: float, what: str) -> list[str]:
@@ -646,6 +697,31 @@ def _open_decoded(file: Path) -> tuple[NDArray[np.uint8], Bad]:
         return np.memmap(file, np.uint8, "r", whole.offset, (n - len(bad), *shape)), bad
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file} is damaged or cannot be read ({error}); delete it and run again") from error
+
+
+def _copied_on_disk(images: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The chosen images of a memory map as another one, of a file in the cache folder that the first call makes."""
+    assert isinstance(images, np.memmap)
+    source, folder = Path(str(images.filename)), platformdirs.user_cache_path("sightline") / "images"
+    with _disk(f"read {source}", "run again"):
+        status = source.stat()
+    known = repr((str(source), status.st_size, status.st_mtime_ns, images.offset, images.shape)).encode()
+    file = folder / f"{hashlib.sha256(known + chosen.tobytes()).hexdigest()}.npy"
+    rows, needed = np.flatnonzero(chosen), int(chosen.sum()) * int(np.prod(images.shape[1:]))
+    step = max(1, 2**24 // max(1, int(np.prod(images.shape[1:]))))
+    if not os.path.isfile(file):
+        with _disk(f"write to {folder}", f"the images that are kept need {needed / 1e9:,.1f} GB there: free as much"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+                part = Path(temporary, file.name)
+                copy = _room_on_disk(part, len(rows), images.shape[1:])
+                for start in range(0, len(rows), step):
+                    copy[start : start + step] = images[rows[start : start + step]]
+                copy.flush()  # type: ignore[attr-defined]
+                del copy  # Windows renames no file that is mapped
+                file.with_suffix(".json").write_text("[]", encoding="utf-8")  # none of them is bad
+                part.replace(file)
+    return _open_decoded(file)[0]
 
 
 def _check_same_size(path: Path, image: NDArray[np.uint8], other_path: Path, other: NDArray[np.uint8]) -> None:

@@ -102,6 +102,12 @@ class Diagnosis:
             cause["classes"] = [self.classes[label] for label in cause["classes"]]
         return values
 
+    def _repr_html_(self) -> str:
+        """Show the causes as a table in a notebook."""
+        from .notebook import of_diagnosis
+
+        return of_diagnosis(self)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
         """Read `to_dict`'s form."""

@@ -16,6 +16,7 @@ from .models import Normalise, best_device, to_device
 from .precision import Precision
 from .runs import Predictions, Run, count_opening
 
+OPENED = "test.parquet"  # what a run says of the test images, once it was asked
 UNSURE = 0.25  # the share of images, the least confident, of which "shifted" views are taken
 
 
@@ -110,14 +111,17 @@ def predictions_of(run: Run, split: Split, name: str, *, device: str | None = No
 def open_test(run: Run, data: Dataset) -> Predictions:
     """Open the test set: return what the run says of it, and count the opening in run.json as "test_opened".
 
-    Kept in RUN/test.parquet; a run that is judged on the test images has them as its predictions, and its training opened them.
+    Kept in RUN/test.parquet (`opened_test`); a run that is judged on the test images has them as its predictions, and its
+    training opened them.
     Raises RunError where `data` isn't the run's.
     """
-    run.check(data)
+    run.check(data, left_out=False)
     count_opening(run)
-    if run.judged == "test":
-        return run.predictions
-    path = Path(run.folder, "test.parquet")
-    if not path.exists():
-        predictions_of(run, data.test, "test").write(run.folder, path.name)
-    return Predictions.read(path, run.classes)
+    if run.judged != "test" and not Path(run.folder, OPENED).exists():
+        predictions_of(run, data.test, "test").write(run.folder, OPENED)
+    return opened_test(run)
+
+
+def opened_test(run: Run) -> Predictions:
+    """Return what `open_test` kept, once more: it doesn't count. Raises RunError where the test set was never opened."""
+    return run.predictions if run.judged == "test" else Predictions.read(run.folder / OPENED, run.classes)

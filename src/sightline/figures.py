@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .augment import Transform
+    from .comparison import ClassChange
     from .datasets import Dataset
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -39,6 +40,23 @@ STYLE = (
     "@media(prefers-color-scheme:dark){svg{color:#e8eaed;background:#121417}}</style>"
 )
 MANY = 20  # classes up to which numbers fit the cells of a confusion matrix
+MAGNITUDES = {  # what the magnitudes of a probe's curve are
+    "flip": "mirrored",
+    "shift": "of the side",
+    "smaller": "factor of the size",
+    "larger": "factor of the size",
+    "rotation": "degrees",
+    "darker": "of the brightness",
+    "brighter": "of the brightness",
+    "less contrast": "of the contrast",
+    "more contrast": "of the contrast",
+    "hue": "turns of the colour circle",
+    "grey": "without colour",
+    "blur": "pixels",
+    "noise": "of the levels",
+    "jpeg": "quality",
+    "occlusion": "of the side, a square",
+}
 _LOCK = threading.Lock()
 
 
@@ -157,6 +175,155 @@ def range_test(tests: Sequence[RangeTest]) -> str:
     return _svg(figure, "range")
 
 
+def evidence(rate: float, sham: float, low: float, high: float, name: str = "evidence") -> str:
+    """Draw a probe's share beside its sham's as bars, in per cent.
+
+    The whisker is the 95 % interval low to high of their difference, laid on the sham's share: an end beyond the sham's bar is
+    an effect. name: of the figure, so that several can stand in one page.
+    """
+    figure, axes = _axes(4.4, 1.2, "%", "")
+    values = {"probe": (100 * rate, BLUE), "sham": (100 * sham, ORANGE)}
+    for y, (key, (value, colour)) in enumerate(values.items()):
+        axes.barh(y, value, 0.62, color=colour).patches[0].set_gid(key)
+    ends = [100 * min(1.0, max(-1.0, sham + end)) for end in (low, high)]
+    axes.plot(ends, [0, 0], color=INK, linewidth=1.6, marker="|", markersize=8, gid="interval")
+    axes.set_yticks(range(2), [f"{key} {value:.1f} %" for key, (value, _) in values.items()])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(min(0.0, 1.05 * min(ends), 100 * rate, 100 * sham), max(1.0, 1.05 * max(*ends, 100 * rate, 100 * sham)))
+    axes.set_ylim(1.5, -0.5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    return _svg(figure, name)
+
+
+def sensitivity(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Draw by probe the shares "breaks" and "sham" over "magnitudes", the mildest to the left, in per cent: "" without curves.
+
+    All share one vertical axis, so that the heights of different changes may be compared.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    if not curves:
+        return ""
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure((2.35 * columns + 0.3, 1.75 * rows + 0.5), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for i, (probe, curve) in enumerate(curves.items()):
+        axes, magnitudes = panels.flat[i], curve["magnitudes"]
+        _plain(axes, MAGNITUDES.get(probe, ""), "% wrong" if i % columns == 0 else "")
+        axes.set_title(probe, color=INK, fontsize=9, parse_math=False)
+        axes.xaxis.label.set_size(8)
+        for key, word, colour, style in (("sham", "sham", ORANGE, "s--"), ("breaks", "changed", BLUE, "o-")):
+            heights = [100 * value for value in curve[key]]
+            axes.plot(magnitudes, heights, style, color=colour, markersize=4, linewidth=1.4, label=word, gid=f"{key}-{i}")
+        if magnitudes[0] > magnitudes[-1]:
+            axes.invert_xaxis()
+        axes.set_xticks(magnitudes, [f"{value:g}" for value in magnitudes], fontsize=8)
+        if len(magnitudes) == 1:
+            axes.set_xticks([])
+    for axes in panels.flat[len(curves) :]:
+        axes.set_axis_off()
+    panels.flat[0].set_ylim(bottom=0)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, labelcolor=INK, frameon=False, fontsize=9)
+    return _svg(figure, "sensitivity")
+
+
+def flips(fixed: float, broken: float, churn: float) -> str:
+    """Draw how many images are fixed and broken as bars, and how many chance alone would give of each as a line across both."""
+    figure, axes = _axes(4.6, 1.7, "images", "")
+    values = {"fixed": (fixed, GREEN), "broken": (broken, ORANGE)}
+    for y, (key, (value, colour)) in enumerate(values.items()):
+        axes.barh(y, value, 0.62, color=colour).patches[0].set_gid(key)
+    label = f"expected of two runs of one recipe: {churn:,.0f}"
+    axes.plot([churn, churn], [-0.5, 1.5], "--", color=INK, linewidth=1.6, label=label, gid="churn")
+    axes.set_yticks(range(2), [f"{key} {value:,.0f}" for key, (value, _) in values.items()])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, max(1.0, 1.08 * max(fixed, broken, churn)))
+    axes.set_ylim(1.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", labelcolor=INK, frameon=False, fontsize=9)
+    return _svg(figure, "flips")
+
+
+def class_changes(changes: Sequence[ClassChange], most: int = 40, few: int = 20, alpha: float = 0.05) -> str:
+    """Draw the change in the accuracy of the `most` classes that changed the most, with 95 % intervals, the best first.
+
+    Triangles mark those that Holm's p tells apart at `alpha`: up for better, down for worse. Classes of less than `few` images
+    are hollow and faint, say so, and come only where there is room; those without images are left out.
+    """
+    known = [(change, change.difference) for change in changes if change.difference is not None]
+    largest = sorted(known, key=lambda item: (item[0].n < few, -abs(item[1].value)))[:most]
+    order = sorted(largest, key=lambda item: -item[1].value)
+    figure, axes = _axes(5.6, 1.0 + 0.27 * len(order), "change in accuracy, points", "")
+    axes.axvline(0, color=INK, linewidth=1)
+    for y, (change, difference) in enumerate(order):
+        told = change.holm is not None and change.holm <= alpha
+        better = difference.value > 0
+        colour, marker = (GREEN if better else ORANGE, "^" if better else "v") if told else (INK, "o")
+        faint = change.n < few
+        ends = [100 * difference.low, 100 * difference.high]
+        axes.plot(ends, [y, y], color=colour, linewidth=2, alpha=0.3 if faint else 0.65, gid=f"interval-{y}")
+        fill = "none" if faint else colour
+        axes.plot(
+            100 * difference.value,
+            y,
+            marker,
+            color=colour,
+            markerfacecolor=fill,
+            markersize=6.5 if told else 5,
+            gid=f"change-{y}",
+        )
+    names = [_short(c.name) + f" (n = {c.n}: too few to say)" * (c.n < few) for c, _ in order]
+    axes.set_yticks(range(len(order)), names, parse_math=False)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    return _svg(figure, "class-changes")
+
+
+def confusion_change(change: NDArray[np.float64], classes: Sequence[str]) -> str:
+    """Draw the change of rates (K, K), rows the true class: orange where it is more often, blue less; NaN is hatched.
+
+    Up to 20 classes the cells say it in points.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    k = len(classes)
+    side = min(2.2 + 0.46 * k, 9.0)
+    figure, axes = _axes(side, side if k <= MANY else 0.86 * side, "predicted", "true")
+    points = np.ma.masked_invalid(100 * np.asarray(change, np.float64))
+    most = max(float(np.abs(points).max()) if points.count() else 0.0, 0.1)  # centred at 0: no change is white
+    colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", ORANGE])
+    mesh = axes.pcolormesh(
+        points, cmap=colours, vmin=-most, vmax=most, edgecolors="face", linewidth=0.3, rasterized=k > MANY, gid="cells"
+    )
+    for row in np.flatnonzero(np.ma.getmaskarray(points).all(1)):
+        axes.add_patch(Rectangle((0, int(row)), k, 1, fill=False, hatch="////", linewidth=0, edgecolor=INK, alpha=0.4))
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.set(xticks=[], yticks=[])
+    if k <= 3 * MANY:
+        size = 9 if k <= MANY else 5
+        axes.set_xticks(np.arange(k) + 0.5, map(_short, classes), rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(np.arange(k) + 0.5, map(_short, classes), fontsize=size, parse_math=False)
+    if k <= MANY:
+        for i, j in np.argwhere(np.ma.filled(points, 0.0)):
+            value = float(points[i, j])
+            text = f"{value:+.1f}" if abs(value) < 9.95 else f"{value:+.0f}"
+            ink = "white" if value < -0.93 * most else "black"  # what has more contrast
+            axes.text(j + 0.5, i + 0.5, text.replace("-", "−"), color=ink, ha="center", va="center", fontsize=7)
+    else:
+        bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.6, label="points of the true class")
+        bar.ax.tick_params(colors=INK)
+        bar.ax.yaxis.label.set_color(INK)
+    return _svg(figure, "confusion-change")
+
+
 def mistakes_grid(
     images_NHWC: NDArray[np.uint8], titles: Sequence[str], overlays_NTHWC: NDArray[np.uint8] | None = None
 ) -> bytes:
@@ -232,6 +399,12 @@ def _axes(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.subplots()
+    _plain(axes, x, y)
+    return figure, axes
+
+
+def _plain(axes: Axes, x: str, y: str) -> None:
+    """Make axes transparent, in ink, with labels and a faint grid."""
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
@@ -240,7 +413,6 @@ def _axes(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(y, color=INK)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:

@@ -7,6 +7,7 @@
     RUN/test.parquet          the same of test, for a run judged on dev, once the test was opened
     RUN/heatmaps.npz          raw signed maps at layer resolution (made by `explain`)
     RUN/heatmaps.parts/       what a killed `explain` needs to go on; gone when heatmaps.npz is there
+    RUN/marks.json            what a person marked in the report (made by `import`)
     RUN/resume/               what a killed run needs to go on; gone when the run is finished
     RUN/figures/, RUN/report.html
 
@@ -16,6 +17,7 @@ Schema 1. Files are written beside their place and renamed, so a reader never se
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -307,9 +309,26 @@ class Run:
             raise RunError(f"{path} lacks '{missing[0]}'; copy the run folder again")
         return cls(folder, info)
 
+    def _repr_html_(self) -> str:
+        """Show the report, or the accuracy and what to call next, in a notebook."""
+        from .notebook import of_run
+
+        return of_run(self)
+
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.info["data"]["classes"])
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell this run from others, wherever it was copied to, and whether or not test was opened."""
+        told = {key: value for key, value in self.info.items() if key != "test_opened"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The ids of the images that its training and its dev images were without."""
+        return tuple(self.info["data"].get("without", ()))
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
@@ -339,16 +358,24 @@ class Run:
         was = self.info["data"]
         options = {key: was[key] for key in ("size", "skip_bad", "seed")}
         data = load(was["name"], data_dir=data_dir, **options, dev=was.get("dev", 0.0))
-        self.check(data)
-        return data
+        self.check(data, left_out=False)
+        return data.without(self.left_out)
 
-    def check(self, data: Dataset) -> None:
-        """Raise RunError unless `data` is what the run was trained on."""
+    def check(self, data: Dataset, *, left_out: bool = True) -> None:
+        """Raise RunError unless `data` is what the run was trained on.
+
+        left_out: whether the same images must be left out of it; who uses its test images alone needn't care.
+        """
         was = self.info["data"]
         if data.content_hash != was["hash"]:
             raise RunError(
                 f"the data set {data.name} isn't what {self.folder} was trained on ({len(data.train)} + {len(data.test)} images, "
                 f"{was['n_train']} + {was['n_test']} then; contents differ); bring the old one back or train again"
+            )
+        if left_out and (differ := set(data.left_out).symmetric_difference(self.left_out)):
+            raise RunError(
+                f"{self.folder} was trained without {len(self.left_out)} images, and {data.name} is given without "
+                f"{len(data.left_out)}: they differ in {min(differ)!r}; load it as the run did: run.dataset()"
             )
 
     def model(self) -> torch.nn.Module:

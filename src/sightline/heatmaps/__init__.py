@@ -4,7 +4,7 @@ from .attributions import captum_method
 from .drawing import COLORMAPS, no_evidence, overlay, upsample
 from .engine import Heatmaps, Maps
 from .methods import METHODS
-from .sweep import explain, explain_files
+from .sweep import explain, explain_files, explain_images
 from .targets import Margin
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "captum_method",
     "explain",
     "explain_files",
+    "explain_images",
     "no_evidence",
     "overlay",
     "upsample",

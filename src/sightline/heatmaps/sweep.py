@@ -21,7 +21,7 @@ from ..datasets import IMAGE_SUFFIXES, read_image
 from ..exceptions import DataError, RecipeError, SightlineError, nearest
 from ..mistakes import top_mistakes
 from ..models import Normalise, best_device, to_device
-from ..runs import MapParts, Run, write_bytes, writing
+from ..runs import MAP_ARRAYS, MapParts, Predictions, Run, SavedMaps, write_bytes, writing
 from .attributions import method_of
 from .batch import Method
 from .drawing import fitted, pictures, sheet
@@ -30,7 +30,7 @@ from .methods import METHODS
 from .targets import Margin, Target, parse
 
 if TYPE_CHECKING:
-    from ..datasets import Dataset
+    from ..datasets import Dataset, Split
 
 TARGETS = ("predicted", "true", "margin")  # of a run's mistakes, in the order in which they are saved
 SHEET_ROWS = 50  # files in sheet.png: more would be a picture that no viewer opens
@@ -135,6 +135,46 @@ def explain(
             parts.add({name: array[: len(wrong) - start] for name, array in arrays.items()}, **_names(heatmaps, maps, smooth))
             progress(min(start + batch_size, len(wrong)), len(wrong))
     return parts.finish([predictions.ids[i] for i in wrong], targets)
+
+
+def explain_images(
+    run: Run,
+    images: Split,
+    predictions: Predictions,
+    ids: Sequence[str],
+    *,
+    batch_size: int = 128,
+    progress: Progress = lambda done, total: None,
+) -> SavedMaps:
+    """Return the maps that `explain` makes by default, of any images: nothing is written, nothing is judged.
+
+    images: those of `predictions`, found by id.  ids: of the images wanted. The margin of a right answer is that of the next
+    best class over it.
+    """
+    place, row = ({name: i for i, name in enumerate(some)} for some in (images.ids, predictions.ids))
+    done: dict[str, list[NDArray[Any]]] = {}
+    names: dict[str, Any] = {"layer": "", "method": "", "precision": "fp32"}
+    with _opened(run, "auto", "fp32", batch_size) as (_, heatmaps, normalised):
+        compute = _computing(
+            heatmaps, _methods("gradcam", [word == "margin" for word in TARGETS]), "mean", aug=False, eigen=False
+        )
+        for start in range(0, len(ids), batch_size):
+            some = ids[start : start + batch_size]
+            rows = [row[name] for name in some]
+            predicted, true = predictions.predicted[rows], predictions.labels[rows]
+            others = predictions.probabilities[rows].copy()
+            others[np.arange(len(rows)), true] = -1
+            maps = compute(
+                normalised(images.images[[place[name] for name in some]]),
+                _spread((predicted, true, Margin(others.argmax(1), true)), len(rows)),
+            )
+            for key, array in _arrays(maps).items():
+                done.setdefault(key, []).append(array)
+            names = _names(heatmaps, maps, [False, False])
+            progress(min(start + batch_size, len(ids)), len(ids))
+    nothing = np.zeros((0, len(TARGETS), 1, 1), np.float32)
+    arrays: dict[str, Any] = {key: np.concatenate(done[key]) if done else nothing for key in MAP_ARRAYS}
+    return SavedMaps(ids=tuple(ids), targets=TARGETS, **arrays, **names)
 
 
 def explain_files(

@@ -191,10 +191,12 @@ def plant(data: Dataset, kind: str, *, strength: float = STRENGTH, label: int | 
     chooses the images that carry it. All images are copied, in memory.
 
     Raises DataError for an unknown kind, a strength that is not from 0 to 1, an unknown label or one for a kind that is tied
-    to no class, a negative seed, images smaller than 16 pixels, fewer than two classes, and data with images held out:
-    plant first.
+    to no class, a negative seed, images smaller than 16 pixels, fewer than two classes, and data with images held out or
+    left out: plant first.
     """
     sown = truth(data, kind, strength=strength, label=label)
+    if data.left_out:
+        raise DataError(f"planting '{kind}' in {data.name}: images are left out already; plant first, then leave out")
     if seed < 0:
         raise DataError(f"planting '{kind}' in {data.name}: the seed {seed} is negative; use 0 or more")
     if data.dev is not None:

@@ -61,6 +61,12 @@ class Fix:
         """JSON-ready values."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        """Show the verdict and what was tried in a notebook."""
+        from ..notebook import of_fix
+
+        return of_fix(self)
+
 
 def fix(
     run: Run | Sequence[Run],
@@ -101,7 +107,7 @@ def fix(
         return Fix(NO_EDIT, f"nothing in training helps against {names} within the declared invariances", str(folder))
     settings = {
         "recipe": recipe.to_dict(),
-        "data": data.content_hash,
+        "data": [data.content_hash, *data.left_out] if data.left_out else data.content_hash,
         "runs": [net.info["seed"] for net in given],
         "budget": budget,
         "seeds": seeds,

@@ -1,70 +1,127 @@
-"""A run → RUN/figures/ and RUN/report.html, one file that needs nothing else.
+"""A run → RUN/figures/ and RUN/report.html, one file that needs nothing else; two runs → RUN_B/comparison.html.
 
 `page_of` collects what the page says, as plain data; `templates/report.html` says it. Everything that the page shows of
-names and files is escaped by Jinja2; only figures made here and the style and script of `templates/` go in as they are.
+names and files is escaped by Jinja2, or put into the page by its script as text; only figures made here and the style and
+script of `templates/` go in as they are.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import figures, mistakes
-from ..exceptions import DataError
-from ..runs import Run, write_text, writing
+from ..diagnosis import Diagnosis
+from ..evaluation import opened_test
+from ..exceptions import DataError, RunError
+from ..runs import Predictions, Run, SavedMaps, write_text, writing
 from ..schedule import suggest
-from .page import Page, model_table, overlaid, page_of, reproduce
+from .gallery import Said
+from .page import Before, Page, Story, model_table, page_of, reproduce
 from .words import duration, percent
 
 if TYPE_CHECKING:
+    from ..comparison import Comparison
     from ..datasets import Dataset, Split
 
-SCHEMA = 1  # of `report_json`
-GRID = 24  # mistakes in figures/mistakes.png, and cards that are open at once
+SCHEMA = 2  # of `report_json`: docs/report.schema.json
+GRID = 24  # mistakes in figures/mistakes.png
+SHOWN = 500  # images in the gallery
 
-__all__ = ["draw", "duration", "model_table", "page_of", "percent", "render", "report", "report_json", "reproduce"]
+__all__ = [
+    "Story",
+    "draw",
+    "duration",
+    "model_table",
+    "page_of",
+    "percent",
+    "render",
+    "report",
+    "report_change",
+    "report_json",
+    "reproduce",
+]
 
 
 def report(
     run: Run,
     data: Dataset | None = None,
     *,
-    n: int = 200,
+    n: int = SHOWN,
     weight: float = 0.725,
     data_dir: Path | None = None,
+    fix: str | Path | None = None,
     no_pictures: str = "",
     no_heatmaps: str = "",
 ) -> Path:
-    """Write RUN/figures/ and RUN/report.html with the `n` mistakes of the highest loss, and return the page's path.
+    """Write RUN/figures/ and RUN/report.html, and return the page's path.
 
-    The pictures come from `data`, or from the data set that the run names, loaded with `data_dir`; where it isn't found the
+    At most `n` mistakes are shown, of every kind of confusion the gravest, and beside them what RUN/diagnosis.json says. The
+    pictures come from `data`, or from the data set that the run names, loaded with `data_dir`; where it isn't found the
     page has none, and says so. Heatmaps are shown where RUN/heatmaps.npz exists; `weight` is the image's share in the blend.
+    fix: the folder of `prescription.fix`, whose proof is shown with the cause that it is about.
     Who knows already that there can be no pictures or no heatmaps gives the reason as `no_pictures` or `no_heatmaps`.
 
     Raises RunError if the data set is not the one that the run was made with, or the folder can't be written to.
     """
-    split, no_pictures = (None, no_pictures) if no_pictures else _judged_images(run, data, data_dir)
-    page = page_of(run, split, n, weight, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
-    drawn = draw(run)
+    data, no_pictures = (None, no_pictures) if no_pictures else _data_of(run, data, data_dir)
+    images = None if data is None else data.judged[1]
+    said = Said(run.predictions, run.heatmaps)
+    story = Story(run, said, images, data, no_pictures, no_heatmaps, _diagnosis(run), _proof(fix))
+    page, drawn = page_of(story, n, weight), draw(story)
     for name, svg in drawn.items():
         write_text(run.folder / "figures" / f"{name}.svg", figures.standalone(svg))
-    if split is not None and page.mistakes:
+    if images is not None and page.mistakes:
         with writing(run.folder / "figures" / "mistakes.png") as part:
-            part.write_bytes(_mistakes_png(run, split, weight))
+            part.write_bytes(_mistakes_png(said, images, weight))
     path = run.folder / "report.html"
     write_text(path, render(page, drawn))
     return path
 
 
-def report_json(run: Run) -> dict[str, Any]:
-    """Return the report's figures as JSON-ready values; rates are fractions, seconds are of the whole training."""
-    predictions, results = run.predictions, run.info["results"]
+def report_change(
+    a: Run,
+    b: Run,
+    comparison: Comparison,
+    data: Dataset,
+    *,
+    n: int = SHOWN,
+    weight: float = 0.725,
+    explain: Callable[[Run, Split, Predictions, Sequence[str]], SavedMaps] | None = None,
+) -> Path:
+    """Write B/comparison.html, the page of run B on the test images beside run A, and return its path.
+
+    comparison: of the two, or of the arms whose first runs they are, made by `compare`, which opened the test set.  explain:
+    makes heatmaps of the images that are shown, such as `heatmaps.explain_images`; None: the page has none.
+    Raises RunError if the folder can't be written to.
+    """
+    before, now = (Said(opened_test(run), None) for run in (a, b))
+    story = Story(b, now, data.test, data, diagnosis=_diagnosis(b), before=Before(a, before, comparison))
+    if explain is not None:
+        ids = page_of(story, n, weight).gallery["items"]["id"]
+        before, now = (Said(s.predictions, explain(r, data.test, s.predictions, ids)) for r, s in ((a, before), (b, now)))
+        story = Story(b, now, data.test, data, diagnosis=story.diagnosis, before=Before(a, before, comparison))
+    path = b.folder / "comparison.html"
+    write_text(path, render(page_of(story, n, weight), draw(story)))
+    return path
+
+
+def report_json(run: Run, n: int = SHOWN) -> dict[str, Any]:
+    """Return the report's figures as JSON-ready values, as docs/report.schema.json says.
+
+    Rates are fractions, seconds are of the whole training; `n` is the report's. causes, and the mistakes by cause, are None
+    where nobody has diagnosed the run.
+    """
+    predictions, results, found = run.predictions, run.info["results"], _diagnosis(run)
     overall = mistakes.accuracy(predictions)
+    wrong = overall.n - overall.correct
+    kinds = mistakes.kinds([predictions]).counts if wrong else {}
     return {
         "schema": SCHEMA,
         "run": str(run.folder),
@@ -77,17 +134,29 @@ def report_json(run: Run) -> dict[str, Any]:
         "calibration_error": mistakes.calibration(predictions).ece,
         "classes": {name: accuracy._asdict() for name, accuracy in mistakes.per_class(predictions).items()},
         "most_confused": [pair._asdict() for pair in mistakes.most_confused(predictions)],
+        "mistakes": {
+            "n": wrong,
+            "shown": min(n, wrong),
+            "by_kind": {kind: count for kind, count in kinds.items() if kind not in ("right", "coin-flip")},
+            "by_cause": None if found is None else {cause: len(ids) for cause, ids in found.groups.items()},
+        },
+        "causes": None if found is None else [_cause(cause) for cause in found.to_dict()["causes"]],
     }
 
 
-def draw(run: Run) -> dict[str, str]:
-    """Return the run's figures as SVG elements by name."""
-    predictions = run.predictions
-    drawn = figures.curves(run.history)
+def _cause(cause: Mapping[str, Any]) -> dict[str, Any]:
+    """A cause of `Diagnosis.to_dict` without its images and what only its probe knows."""
+    return {key: value for key, value in cause.items() if key not in ("images", "detail")}
+
+
+def draw(story: Story) -> dict[str, str]:
+    """Return the figures of a run's training and of its predictions as SVG elements by name."""
+    predictions = story.said.predictions
+    drawn = figures.curves(story.run.history)
     drawn["confusion"] = figures.confusion(mistakes.confusion_matrix(predictions), predictions.classes)
     drawn["classes"] = figures.class_accuracy(mistakes.per_class(predictions))
     drawn["reliability"] = figures.reliability(mistakes.calibration(predictions))
-    sweeps = [suggest(np.array(test["lrs"]), np.array(test["losses"])) for test in run.info.get("range_tests", [])]
+    sweeps = [suggest(np.array(test["lrs"]), np.array(test["losses"])) for test in story.run.info.get("range_tests", [])]
     return {**drawn, "range": figures.range_test(sweeps)} if sweeps else drawn
 
 
@@ -103,31 +172,58 @@ def render(page: Page, drawn: Mapping[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    style, script = (environment.get_template(name).render() for name in ("report.css", "report.js"))
+    environment.filters["json"] = _json_for_html
+    style, parts, script = (environment.get_template(name).render() for name in ("report.css", "parts.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
-        page=page, drawn=drawn, style=style, script=script, script_hash=digest, open_cards=GRID
+        page=page, drawn=drawn, style=style + parts, script=script, script_hash=digest
     )
 
 
-def _judged_images(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Split | None, str]:
-    """Return the images that the run is judged on, or None and why there are none."""
+def _json_for_html(value: Any) -> str:
+    """JSON that can stand in a <script>: no tag, no comment and no end of it can begin inside."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _diagnosis(run: Run) -> Diagnosis | None:
+    path = run.folder / "diagnosis.json"
+    return Diagnosis.read(path) if path.exists() else None
+
+
+def _proof(folder: str | Path | None) -> Mapping[str, Any] | None:
+    """The result of a finished fix. Raises RunError where there is none."""
+    if folder is None:
+        return None
+    path = Path(folder, "fix.json")
+    try:
+        result: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
+        return {**result, "folder": str(folder)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"there is no finished fix in {folder} ({error}); make one with: sightline fix RUN -o {folder}") from None
+
+
+def _data_of(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Dataset | None, str]:
+    """Return the data that the run was trained on, or None and why there are none."""
     if data is not None:
         run.check(data)
-        return data.judged[1], ""
+        return data, ""
     try:
-        return run.dataset(data_dir).judged[1], ""
+        return run.dataset(data_dir), ""
     except DataError as error:
         return None, f"the data set was not found when this report was made ({error})"
 
 
-def _mistakes_png(run: Run, split: Split, weight: float) -> bytes:
+def _mistakes_png(said: Said, split: Split, weight: float) -> bytes:
     """Draw the first mistakes as one picture, with their heatmaps where all of them have some."""
-    rows, saved = mistakes.table(run.predictions, GRID), run.heatmaps
+    from ..heatmaps import drawing
+
+    rows, saved = mistakes.table(said.predictions, GRID), said.maps
     place = {name: i for i, name in enumerate(split.ids)}
     images = split.images[[place[row["id"]] for row in rows]]
     titles = [f"{row['predicted']} / {row['true']}\n{row['confidence']:.2f}" for row in rows]
     where = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
     if saved is None or not all(row["id"] in where for row in rows):
         return figures.mistakes_grid(images, titles)
-    return figures.mistakes_grid(images, titles, overlaid(saved, [where[row["id"]] for row in rows], images, weight))
+    raw, signed = saved.raw[[where[row["id"]] for row in rows]], [target == "margin" for target in saved.targets]
+    return figures.mistakes_grid(images, titles, drawing.pictures(raw, images, signed, weight))

@@ -2,65 +2,79 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import mistakes
+from .. import figures, mistakes
+from ..comparison import Comparison
 from ..datasets import DEV
+from ..diagnosis import LEAST, Diagnosis
 from ..mistakes import Accuracy, Confusion
 from ..precision import Precision
 from ..recipe import RECIPES, Recipe
-from ..runs import Run, SavedMaps
-from .words import duration, percent, where
+from ..runs import Predictions, Run, SavedMaps
+from . import gallery
+from .causes import CauseCard, Probes, cards, curves_of, nothing_found
+from .change import Change, change_of
+from .gallery import Said
+from .samples import DataSheet, data_sheet
+from .words import duration, percent, short_names
 
 if TYPE_CHECKING:
-    from ..datasets import Split
+    from ..datasets import Dataset, Split
     from ..models import Layer
 
-THUMBNAIL = 128  # pixels, the longest side of a picture in the page
+FIRST = 24  # mistakes that a reader without script gets
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in a card.
+class Before:
+    """What a run is compared with: the first of its runs, what it said of the same images, its heatmaps of them."""
 
-    kind: "image", or what the heatmap explains: "predicted", "true" or "margin".  name: that class, or "".  verdict: how far the
-    heatmap may be trusted, or "" where nobody asked.  uri: a data: URI.  alt: what the picture shows, in words.  pixels: its
-    pixels are the image's own, not scaled down.
+    run: Run
+    said: Said
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a page is about.
+
+    said: what the run said of the images, and its heatmaps of them.  images: those of the predictions, or None, and then
+    `no_pictures` says why.  data: what it was trained on, or None.  no_heatmaps: why there are none, or "".  diagnosis: in the
+    run's folder.  fix: what came of it, as FOLDER/fix.json's result.  before: what the run is compared with.
     """
 
-    kind: str
-    name: str
-    verdict: str
-    uri: str
-    alt: str
-    pixels: bool
+    run: Run
+    said: Said
+    images: Split | None = None
+    data: Dataset | None = None
+    no_pictures: str = ""
+    no_heatmaps: str = ""
+    diagnosis: Diagnosis | None = None
+    fix: Mapping[str, Any] | None = None
+    before: Before | None = None
 
 
-@dataclass(frozen=True)
-class Card:
-    """One mistake. true, predicted: indices into the page's classes; confidence and probability_true are fractions."""
+class Row(NamedTuple):
+    """A mistake for a reader without script. true, predicted: classes; confidence: a fraction."""
 
     id: str
-    true: int
-    predicted: int
+    true: str
+    predicted: str
     confidence: float
-    probability_true: float
     loss: float
-    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page says. Rates are fractions."""
+    """All that the page says. Rates are fractions; figures are SVG elements; `gallery` is what `gallery.payload` returns."""
 
     title: str
     judged: str  # "dev" or "test": what the accuracy and the mistakes are of
@@ -68,10 +82,16 @@ class Page:
     facts: tuple[tuple[str, str], ...]
     classes: tuple[str, ...]
     mistakes: int
-    cards: tuple[Card, ...]
+    gallery: dict[str, Any]
+    file: str  # with all predictions
+    first: tuple[Row, ...]
     pictures_note: str
     heatmaps_note: str
-    margins: bool
+    change: Change | None
+    causes: tuple[CauseCard, ...]
+    probes: Probes | None
+    sensitivity: str
+    data: DataSheet | None
     confused: tuple[Confusion, ...]
     per_class: Mapping[str, Accuracy]
     ece: float
@@ -83,25 +103,27 @@ class Page:
     provenance: tuple[tuple[str, str], ...]
 
 
-def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures: str = "", no_heatmaps: str = "") -> Page:
-    """Collect what the page says. `split`: the images that the run is judged on, or None, and then `no_pictures` says why."""
-    info, predictions = run.info, run.predictions
-    wrong = mistakes.top_mistakes(predictions)
+def page_of(story: Story, n: int = 500, weight: float = 0.725) -> Page:
+    """Collect what the page says, with at most `n` images in its gallery; `weight` is the image's share under a heatmap."""
+    run, predictions, diagnosis = story.run, story.said.predictions, story.diagnosis
+    info, results = run.info, run.info["results"]
     calibration = mistakes.calibration(predictions)
-    recipe = info["recipe"]
+    wrong = mistakes.top_mistakes(predictions)
     command, needed = reproduce(info)
-    results = info["results"]
-    cards = _cards(run, wrong[:n], split, weight)
+    recipe = Recipe.from_dict(info["recipe"]) if info["recipe"] else None
+    size = tuple(info["data"]["shape"][:2])
+    images = None if story.data is None else story.data.judged[1]  # those that were probed
+    overall = mistakes.accuracy(predictions)
     return Page(
-        title=f"{recipe['name']} on {info['data']['name']}",
-        judged=run.judged,
-        accuracy=mistakes.accuracy(predictions),
+        title=_title(story),
+        judged=predictions.split,
+        accuracy=overall,
         facts=(
             ("Mistakes", f"{len(wrong):,} of {len(predictions):,}"),
             ("Epochs", f"{results['epoch']:.0f}"),
             ("Training time", duration(results["seconds"])),
             ("Device", str(info["device"])),
-            ("Model", recipe["model"]),
+            ("Model", info["recipe"]["model"]),
             ("Parameters", f"{info['parameters']:,}"),
             ("Train accuracy", percent(results["train_accuracy"], 2)),
             *_views(run),
@@ -109,19 +131,74 @@ def page_of(run: Run, split: Split | None, n: int, weight: float, *, no_pictures
         ),
         classes=predictions.classes,
         mistakes=len(wrong),
-        cards=cards,
-        pictures_note=f"No pictures: {no_pictures}" if no_pictures else "",
-        heatmaps_note=f"No heatmaps: {no_heatmaps}" if no_heatmaps else _heatmaps_note(run.heatmaps),
-        margins=any(picture.kind == "margin" for card in cards for picture in card.pictures),
+        gallery=_gallery(story, wrong, n, weight),
+        file="predictions.parquet" if predictions.split == run.judged else f"{predictions.split}.parquet",
+        first=tuple(_row(predictions, int(i)) for i in wrong[:FIRST]),
+        pictures_note=f"No pictures: {story.no_pictures}" if story.no_pictures else "",
+        heatmaps_note=f"No heatmaps: {story.no_heatmaps}" if story.no_heatmaps else _heatmaps_note(story.said.maps),
+        change=None if story.before is None else change_of(story.before.comparison, _names(story)),
+        causes=() if diagnosis is None else cards(diagnosis, recipe, size, images, story.fix, data=info["data"]["name"]),
+        probes=None if diagnosis is None else nothing_found(diagnosis),
+        sensitivity="" if diagnosis is None else figures.sensitivity(curves_of(diagnosis)),
+        data=None if story.data is None else data_sheet(story.data, recipe.augment if recipe else ()),
         confused=tuple(mistakes.most_confused(predictions)),
         per_class=mistakes.per_class(predictions),
         ece=calibration.ece,
         history=run.history,
         layers=model_table(run),
-        recipe=json.dumps(recipe, indent=1, ensure_ascii=False),
+        recipe=json.dumps(info["recipe"], indent=1, ensure_ascii=False),
         command=command,
         recipe_needed=needed,
         provenance=_provenance(info),
+    )
+
+
+def _title(story: Story) -> str:
+    name = f"{story.run.info['recipe']['name']} on {story.run.info['data']['name']}"
+    return name if story.before is None else f"{name}, compared with {_names(story)[0]}"
+
+
+def _names(story: Story) -> tuple[str, str]:
+    """What the two runs are called: their folders' names, with the folders above as far as those don't differ."""
+    assert story.before is not None
+    return short_names(story.before.run.folder, story.run.folder)
+
+
+def _row(predictions: Predictions, i: int) -> Row:
+    true, predicted = (predictions.classes[int(some[i])] for some in (predictions.labels, predictions.predicted))
+    chance = float(predictions.probabilities[i, predictions.predicted[i]])
+    return Row(predictions.ids[i], true, predicted, chance, float(predictions.losses[i]))
+
+
+def _gallery(story: Story, wrong: NDArray[np.int64], n: int, weight: float) -> dict[str, Any]:
+    """The mistakes, and where two runs are compared what was fixed as well; images of causes are shown in any case."""
+    predictions, before, diagnosis = story.said.predictions, story.before, story.diagnosis
+    rows, surest = wrong, None
+    if before is not None:
+        other = before.said.predictions
+        rows = np.flatnonzero((predictions.predicted != predictions.labels) | (other.predicted != other.labels))
+        reliable = (before.comparison.fixed, before.comparison.broken)
+        surest = {name: 1 - k / len(ids) for ids in reliable for k, name in enumerate(ids)}
+    groups: dict[str, Sequence[str]] = {}
+    if diagnosis is not None and predictions.split != "test":  # causes are looked for on dev images alone
+        groups = {key: ids for key, ids in diagnosis.groups.items() if ids}
+    shown = {name for cause in (diagnosis.causes if diagnosis and groups else ()) for name in cause.images}
+    first = [k for k, i in enumerate(rows) if predictions.ids[i] in shown]
+    chosen = rows[gallery.choose(gallery.strata_of(predictions, rows), predictions.losses[rows], n, first)]
+    kinds = mistakes.kinds([predictions]).kinds[chosen].tolist() if len(predictions.classes) > 1 else None
+    return gallery.payload(
+        story.said,
+        chosen,
+        story.images,
+        run=story.run.digest,
+        total=len(rows),
+        before=None if before is None else before.said,
+        names=_names(story) if before is not None else (),
+        causes=groups,
+        marking=[*dict.fromkeys([*(key for key in groups if key in LEAST), *LEAST])][:9],
+        kinds=kinds,
+        surest=surest,
+        weight=weight,
     )
 
 
@@ -145,6 +222,7 @@ def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
     options |= {"seed": info["seed"], "precision": Precision(**info["arithmetic"]).name, "device": info["device"]}
     options |= {"size": data["size"]} if data["size"] else {}
     options |= {"dev": data.get("dev", 0.0)} if data.get("dev", 0.0) != DEV else {}
+    options |= {"without": "run.json"} if data.get("without") else {}  # this run's own file names the images left out
     words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["sightline", "train", data["name"], *words, *["--skip-bad"] * data["skip_bad"], "-o", "RUN"]), needed
 
@@ -152,83 +230,6 @@ def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
 def _views(run: Run) -> list[tuple[str, str]]:
     views = run.info["results"].get("views_accuracy")
     return [] if views is None else [(f"{run.judged.capitalize()} accuracy with more views", percent(views, 2))]
-
-
-def _cards(run: Run, chosen: NDArray[np.int64], split: Split | None, weight: float) -> tuple[Card, ...]:
-    predictions, saved = run.predictions, run.heatmaps
-    row = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
-    place = {} if split is None else {name: i for i, name in enumerate(split.ids)}
-    sure = mistakes.confidences(predictions)
-    cards = []
-    for i in chosen:
-        true, predicted, name = int(predictions.labels[i]), int(predictions.predicted[i]), predictions.ids[i]
-        image = None if split is None else split.images[place[name]]
-        words = (predictions.classes[true], predictions.classes[predicted])
-        cards.append(
-            Card(
-                name,
-                true,
-                predicted,
-                float(sure[i]),
-                float(predictions.probabilities[i, true]),
-                float(predictions.losses[i]),
-                () if image is None else _pictures(image, name, words, float(sure[i]), saved, row.get(name), weight),
-            )
-        )
-    return tuple(cards)
-
-
-def _pictures(
-    image_HWC: NDArray[np.uint8],
-    name: str,
-    words: tuple[str, str],
-    sure: float,
-    saved: SavedMaps | None,
-    row: int | None,
-    weight: float,
-) -> tuple[Picture, ...]:
-    """Return the image, and over it the maps that are saved in `row`, if there is one."""
-    true, predicted = words
-    alt = f"{name}: true {true}, predicted {predicted}, confidence {sure:.2f}"
-    original = _picture("image", "", image_HWC, alt)
-    if saved is None or row is None:
-        return (original,)
-    drawn = overlaid(saved, [row], image_HWC[None], weight)[0]
-    heat = []
-    for kind, raw, judged, picture in zip(saved.targets, saved.raw[row], saved.verdicts[row], drawn, strict=True):
-        word = {"predicted": predicted, "true": true}.get(kind, "")
-        if kind == "margin":
-            nothing, seen = not raw.any(), f"for {predicted} {where(raw)}, for {true} {where(-raw)}"
-        else:
-            nothing, seen = raw.max() <= 0, where(raw)
-        verdict = "no evidence" if nothing else str(judged)
-        of = f"{kind} class {word}" if word else kind
-        alt = f"Heatmap of the {of}: {seen}" + f"; verdict: {judged}" * bool(judged)
-        heat.append(_picture(kind, word, picture, alt, verdict=verdict))
-    return (original, *heat)
-
-
-def overlaid(saved: SavedMaps, rows: Sequence[int], images_NHWC: NDArray[np.uint8], weight: float) -> NDArray[np.uint8]:
-    """Draw some images' maps, (N, T, H, W, 3): margins in diverging colours."""
-    from ..heatmaps import drawing
-
-    return drawing.pictures(saved.raw[rows], images_NHWC, [target == "margin" for target in saved.targets], weight)
-
-
-def _picture(kind: str, name: str, image_HWC: NDArray[np.uint8], alt: str, *, verdict: str = "") -> Picture:
-    """Return a picture of at most 128 pixels: small images exactly (PNG), large ones as WebP, which is a tenth of it."""
-    from PIL import Image
-
-    picture = Image.fromarray(image_HWC)
-    small = max(picture.size) <= THUMBNAIL // 2
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    if small:
-        picture.save(file, "PNG", optimize=True)
-    else:
-        picture.save(file, "WEBP", quality=75)
-    uri = f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(kind, name, verdict, uri, alt, small)
 
 
 def _heatmaps_note(saved: SavedMaps | None) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -24,11 +23,26 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def where(raw: NDArray[np.float32]) -> str:
-    """Say in words where a map (h, w) is strongest."""
-    if raw.max() <= 0:
-        return "no evidence"
-    row, column = np.unravel_index(raw.argmax(), raw.shape)
-    vertical = ("upper", "middle", "lower")[int(3 * (row + 0.5) / raw.shape[0])]
-    horizontal = ("left", "centre", "right")[int(3 * (column + 0.5) / raw.shape[1])]
-    return f"strongest at the {vertical} {horizontal}"
+def short_names(a: Path, b: Path) -> tuple[str, str]:
+    """Return what two folders are called where they are compared: their names, with as much above as tells them apart."""
+    for depth in range(1, 1 + max(len(a.parts), len(b.parts))):
+        names = tuple("/".join(path.absolute().parts[-depth:]) for path in (a, b))
+        if names[0] != names[1]:
+            return names[0], names[1]
+    return str(a), str(b)
+
+
+def points(fraction: float, digits: int = 1) -> str:
+    """Return a difference of fractions in points, signed: "+1.2", "−0.3"; "0.0" where it rounds to none."""
+    text = f"{100 * fraction:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def span(low: float, high: float, digits: int = 1) -> str:
+    """Return an interval of a difference in points: "−0.3 to +2.1"."""
+    return f"{points(low, digits)} to {points(high, digits)}"
+
+
+def chance(symbol: str, value: float) -> str:
+    """Return a p- or q-value: "p = 0.012", "q < 0.001"."""
+    return f"{symbol} < 0.001" if value < 0.001 else f"{symbol} = {value:.2g}"
