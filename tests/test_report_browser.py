@@ -609,7 +609,7 @@ def test_keys_move_between_the_images_that_are_shown(page: sync_api.Page, single
     for key, place in (("j", 0), ("j", 1), ("j", 2), ("k", 1), ("k", 0), ("k", 0)):
         page.keyboard.press(key)
         assert focused() == left[place]
-        page.wait_for_timeout(60)
+        page.wait_for_timeout(150)
         box = page.locator(".card:focus").bounding_box()
         assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 900
     for _ in range(len(left) + 2):

@@ -346,3 +346,14 @@ def test_cause_of_many_classes_names_some() -> None:
     many = replace(diagnosis(replace(MARK, classes=tuple(range(200)))), classes=names)
     page = whole(many, cards(many, None, 32, None, None))
     assert any("and 188 more" in text for text in page.texts)
+
+
+def test_the_less_favourable_fill_says_whether_heatmaps_can_be_relied_on() -> None:
+    good, bad = (
+        finding(f"deletion:{fill}", "gate", None, effect, 1.0, rate=0.5) for fill, effect in (("blur", 0.4), ("patch", 0.05))
+    )
+    assert causes.gate(diagnosis(findings=(good,))).endswith("show what it looks at.")
+    both = causes.gate(diagnosis(findings=(good, bad)))
+    assert "50.0 % of 150 images" in both and "10.0 % (−5.0 to +15.0 points at 95 %)" in both
+    assert both.endswith("do not rely on the heatmaps of this model.")
+    assert causes.gate(diagnosis(findings=(finding("deletion:blur", "gate", None, None, 1.0, n=0),))) == ""

@@ -21,7 +21,7 @@ from sightline import datasets
 from sightline.datasets import Dataset
 from sightline.exceptions import DataError, RecipeError, RunError
 from sightline.heatmaps import Heatmaps, drawing, overlay, sweep
-from sightline.heatmaps.sweep import compare_methods, explain, explain_files
+from sightline.heatmaps.sweep import compare_methods, explain, explain_files, explain_images
 from sightline.recipe import Recipe
 from sightline.runs import MAP_ARRAYS, MapParts, Run, SavedMaps
 from sightline.training import train
@@ -70,6 +70,32 @@ def test_the_saved_maps_are_those_of_the_run_s_own_images(blobs: Dataset, run: R
             assert_close(saved.scores[row], np.append(maps.scores[0], maps.scores[0, 0] - maps.scores[0, 1]))
     assert set(saved.verdicts.flat) == {""} and np.isnan(saved.effects).all()
     assert not (run.folder / "heatmaps.parts").exists()
+
+
+def test_any_images_get_the_maps_that_mistakes_get(blobs: Dataset, run: Run) -> None:
+    """In any order and batch; the margin of a right answer is that of the next best class over it."""
+    explain(run, blobs)
+    saved, predictions, rows = run.heatmaps, run.predictions, wrong(run)
+    assert saved is not None
+    right = int(np.flatnonzero(predictions.predicted == predictions.labels)[0])
+    asked = [*rows[8:2:-1], right]
+    maps = explain_images(run, blobs.test, predictions, [predictions.ids[i] for i in asked], batch_size=4)
+    assert (maps.ids, maps.targets, maps.layer, maps.method) == (
+        tuple(predictions.ids[i] for i in asked),
+        saved.targets,
+        saved.layer,
+        saved.method,
+    )
+    for row, i in enumerate(asked[:-1]):
+        assert_close(maps.raw[row], saved.raw[rows.index(i)])
+        assert_close(maps.scores[row], saved.scores[rows.index(i)])
+    true = int(predictions.labels[right])
+    others = np.argsort(-predictions.probabilities[right])
+    rival = int(next(k for k in others if k != true))
+    with Heatmaps(run.model()) as heatmaps:
+        exact = heatmaps(as_input(run, blobs.test.images[right]), [[rival, true]], "hirescam")
+    assert_close(maps.raw[-1, 2], exact.raw[0, 0] - exact.raw[0, 1])
+    assert explain_images(run, blobs.test, predictions, []).raw.shape[:2] == (0, 3)
 
 
 def test_the_options_are_those_of_heatmaps(blobs: Dataset, run: Run) -> None:

@@ -252,6 +252,8 @@ def hold_out(data: Dataset, share: float) -> Dataset:
     chosen = np.zeros(len(split), bool)
     for label, name in enumerate(split.classes):
         rows = np.flatnonzero(split.labels == label)
+        if not len(rows):  # a class without training images has none to hold out
+            continue
         held = set(_lowest([split.ids[i] for i in rows], share, f"{data.name}: the class '{name}'"))
         chosen[[i for i in rows if split.ids[i] in held]] = True
     return replace(data, train=_rows(split, ~chosen), dev=_rows(split, chosen), options={**data.options, "dev": share})

@@ -261,6 +261,21 @@ def nothing_found(diagnosis: Diagnosis) -> Probes:
     )
 
 
+def gate(diagnosis: Diagnosis) -> str:
+    """Say whether the model's heatmaps show where it looks, by the less favourable of the fills of their hottest places."""
+    made = [f for f in diagnosis.findings if f["cause"] == "gate" and f["n"]]
+    if not made:
+        return ""
+    least = min(made, key=lambda f: f["low"])
+    seen = (
+        f"Without its hottest fifth {percent(least['rate'])} of {least['n']} images are called something else, without as much "
+        f"elsewhere {percent(least['sham'])} ({span(least['low'], least['high'])} points at 95 %): "
+    )
+    return seen + (
+        "the heatmaps of this model show what it looks at." if least["low"] > 0 else "do not rely on the heatmaps of this model."
+    )
+
+
 def curves_of(diagnosis: Diagnosis) -> dict[str, dict[str, list[float]]]:
     """Return by probe the curves "magnitudes", "breaks" and "sham", as `figures.sensitivity` takes them."""
     found = {f["probe"]: f["curve"] for f in diagnosis.findings if "magnitudes" in f.get("curve", {})}

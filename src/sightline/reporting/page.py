@@ -20,7 +20,7 @@ from ..precision import Precision
 from ..recipe import RECIPES, Recipe
 from ..runs import Predictions, Run, SavedMaps
 from . import gallery
-from .causes import CauseCard, Probes, cards, curves_of, nothing_found
+from .causes import CauseCard, Probes, cards, curves_of, gate, nothing_found
 from .change import Change, change_of
 from .gallery import Said
 from .samples import DataSheet, data_sheet
@@ -135,7 +135,7 @@ def page_of(story: Story, n: int = 500, weight: float = 0.725) -> Page:
         file="predictions.parquet" if predictions.split == run.judged else f"{predictions.split}.parquet",
         first=tuple(_row(predictions, int(i)) for i in wrong[:FIRST]),
         pictures_note=f"No pictures: {story.no_pictures}" if story.no_pictures else "",
-        heatmaps_note=f"No heatmaps: {story.no_heatmaps}" if story.no_heatmaps else _heatmaps_note(story.said.maps),
+        heatmaps_note=f"No heatmaps: {story.no_heatmaps}" if story.no_heatmaps else _heatmaps_note(story.said.maps, diagnosis),
         change=None if story.before is None else change_of(story.before.comparison, _names(story)),
         causes=() if diagnosis is None else cards(diagnosis, recipe, size, images, story.fix, data=info["data"]["name"]),
         probes=None if diagnosis is None else nothing_found(diagnosis),
@@ -232,7 +232,7 @@ def _views(run: Run) -> list[tuple[str, str]]:
     return [] if views is None else [(f"{run.judged.capitalize()} accuracy with more views", percent(views, 2))]
 
 
-def _heatmaps_note(saved: SavedMaps | None) -> str:
+def _heatmaps_note(saved: SavedMaps | None, diagnosis: Diagnosis | None) -> str:
     if saved is None:
         return "No heatmaps yet: `sightline explain RUN` makes them; then make this report again."
     cells = "×".join(map(str, saved.raw.shape[2:]))
@@ -241,7 +241,8 @@ def _heatmaps_note(saved: SavedMaps | None) -> str:
         "image share one scale. “No evidence”: no cell speaks for the class."
         + " The word under a map: its hottest places were removed, and equal areas elsewhere, and the model asked again."
         * bool(saved.verdicts.any())
-    )
+        + (f" {gate(diagnosis)}" if diagnosis else "")
+    ).strip()
 
 
 def _provenance(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

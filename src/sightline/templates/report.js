@@ -308,7 +308,7 @@ const start = async () => {
     shown.slice(Math.max(to - 4, 0), to + 5).forEach(draw); // the row's height is that of its tallest card
     next.focus({ preventScroll: true });
     bring();
-    requestAnimationFrame(() => requestAnimationFrame(bring)); // its height is known once it was laid out
+    setTimeout(bring, 100); // its row may have grown as its neighbours were laid out
   };
   const change = (name, how) => {
     const field = form.elements[name];
