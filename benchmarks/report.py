@@ -10,13 +10,14 @@ Both are finished runs of a ResNet-18 that was never trained, with invented pred
 mistake, all judged); a report takes as long as of a trained one. Generated images have what makes photographs large: amplitudes
 that fall with 1/frequency (Field 1987, https://doi.org/10.1364/JOSAA.4.002379), colours that go together, and a sensor's noise.
 
-A report is built in a process of its own, from start to end: Python, imports, the data set's check (its SHA-256) and, for the real
-CIFAR-10, reading it. Its memory is sampled every 10 ms: what the process has for itself; pages of the mapped image file, which
-the system takes away when it needs room, are in the peak of the resident set alone.
+A report is built in a process of its own, from start to end: Python, imports, the data set's check (its SHA-256) and, for the
+real CIFAR-10, reading it. Its memory is sampled every 10 ms: what the process has for itself; pages of the mapped image file,
+which the system takes away when it needs room, are in the peak of the resident set alone.
 
-Headless Chromium then opens the page: first paint is "first-contentful-paint" of the performance API, "ready" when the gallery can
-be used; a change is the time from the event to the end of the next frame, so that none is below the 17 ms or so of a frame. Axe's
-serious and critical findings are counted. Needs Debian's chromium, playwright and axe-playwright-python; without them a row is left out.
+Headless Chromium then opens the page: first paint is "first-contentful-paint" of the performance API, "ready" when the gallery
+can be used; a change is the time from the event to the end of the next frame, so that most are the 17 ms or so of a frame. Axe's
+rules with serious or critical findings are counted. Needs Debian's chromium, playwright and axe-playwright-python; without them
+those rows are left out.
 """
 
 from __future__ import annotations
@@ -147,6 +148,10 @@ def dataset_of(case: Case, folder: Path) -> Any:
     few = slice(0, case.classes)
     train = datasets.Split(images[few], labels[few], classes, tuple(f"train/{i}" for i in range(case.classes)))
     return datasets.Dataset(str(folder / "images"), train, test)
+
+
+def home(case: Case, runs: Path) -> Path:
+    return runs.absolute() / (f"{case.name}-real" if is_real(case) else case.name)
 
 
 def is_real(case: Case) -> bool:
@@ -369,16 +374,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--child", choices=tuple(CASES), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(CASES[options.child], options.runs.absolute() / options.child)
+        child(CASES[options.child], home(CASES[options.child], options.runs))
         return
+    import torch
     from rich.console import Console
 
     from sightline.precision import machine
     from sightline.terminal import table
 
-    results: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "limits": LIMITS}
+    results: dict[str, Any] = {"machine": machine(torch.device("cpu")), "rounds": options.rounds, "limits": LIMITS}
     for name in options.cases.split(","):
-        folder = options.runs.absolute() / name
+        folder = home(CASES[name], options.runs)
         run = make(CASES[name], folder)
         results[name] = {"real images": is_real(CASES[name]), **built(CASES[name], folder, options.rounds)}
         results[name] |= shown(run / "report.html", options.rounds)

@@ -308,6 +308,34 @@ def test_without_the_data_the_page_has_no_pictures_and_says_so(tmp_path: Path, d
     assert f"{len(wrong(run))} of {len(wrong(run))} mistakes are shown" in Parsed(text).text
 
 
+def test_images_that_are_gone_are_missing_and_the_others_are_shown(tmp_path: Path) -> None:
+    root, random = tmp_path / "photos", np.random.default_rng(0)
+    for i in range(48):
+        path = root / ("test" if i % 2 else "train") / ("ab"[i % 4 // 2]) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    data = datasets.load(str(root))
+    run = make_run(tmp_path / "run", data)
+    assert len(wrong(run)) > 2
+    missing = [run.predictions.ids[i] for i in wrong(run)[:2]]
+    kept = {name: data.test.images[i] for i, name in enumerate(data.test.ids)}
+    for name in missing:
+        next(root.rglob(Path(name).name)).unlink()
+    text = reporting.report(run).read_text(encoding="utf-8")
+    shown = payload(text)
+    assert [name for name, gone in zip(shown["items"]["id"], shown["items"]["missing"], strict=True) if gone] == missing
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["sheets"][0].split(",")[1]))).convert("RGB"))
+    for i, name in enumerate(shown["items"]["id"]):
+        if name not in missing:
+            np.testing.assert_array_equal(sheet[:32, 32 * i : 32 * i + 32], kept[name])
+    assert "2 images of the data set are gone since the training" in Parsed(text).text
+    path = next(root.rglob("*.png"))
+    for i in range(3):
+        path.with_name(f"more{i}.png").write_bytes(path.read_bytes())  # more than there were: other data
+    with pytest.raises(RunError, match="isn't what"):
+        reporting.report(run)
+
+
 def test_other_data_is_an_error_that_says_what_differs(full: Run) -> None:
     other = make_data(n=N - 1)
     with pytest.raises(RunError) as error:

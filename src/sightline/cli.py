@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .exceptions import DataError, RecipeError, SightlineError
+from .exceptions import DataError, RecipeError, RunError, SightlineError
 from .terminal import WORDS, Bars, epoch_table, err, out, printable, table
 
 if TYPE_CHECKING:
@@ -362,13 +362,17 @@ def report(
             loaded = run.dataset(data_dir)
         except DataError as error:
             no_pictures = str(error)
+        except RunError:  # other data, or some of it is gone: the report knows
+            pass
         if loaded is not None and not (folder / "heatmaps.npz").exists():
             try:
                 explain(run, loaded, progress=lambda done, total: bars.step("heatmaps", done, total))
             except (RecipeError, DataError) as error:  # a model without places to look at, or that isn't finite
                 no_heatmaps = str(error)
         bars.step("report", 0, None)
-        page = reporting.report(run, loaded, n=n, weight=weight, fix=fix, no_pictures=no_pictures, no_heatmaps=no_heatmaps)
+        page = reporting.report(
+            run, loaded, n=n, weight=weight, data_dir=data_dir, fix=fix, no_pictures=no_pictures, no_heatmaps=no_heatmaps
+        )
     for what, why in (("pictures", no_pictures), ("heatmaps", no_heatmaps)):
         if why:
             err.print(f"without {what}: {why}", markup=False, soft_wrap=True)

@@ -68,10 +68,11 @@ def report(
     fix: the folder of `prescription.fix`, whose proof is shown with the cause that it is about.
     Who knows already that there can be no pictures or no heatmaps gives the reason as `no_pictures` or `no_heatmaps`.
 
-    Raises RunError if the data set is not the one that the run was made with, or the folder can't be written to.
+    Raises RunError if the data set is not the one that the run was made with (but where images are gone since, the others are
+    shown), or the folder can't be written to.
     """
-    data, no_pictures = (None, no_pictures) if no_pictures else _data_of(run, data, data_dir)
-    images = None if data is None else data.judged[1]
+    known = (None, None, f"No pictures: {no_pictures}")
+    data, images, no_pictures = known if no_pictures else _pictures_of(run, data, data_dir)
     said = Said(run.predictions, run.heatmaps)
     story = Story(run, said, images, data, no_pictures, no_heatmaps, _diagnosis(run), _proof(fix))
     page, drawn = page_of(story, n, weight), draw(story)
@@ -203,15 +204,35 @@ def _proof(folder: str | Path | None) -> Mapping[str, Any] | None:
         raise RunError(f"there is no finished fix in {folder} ({error}); make one with: sightline fix RUN -o {folder}") from None
 
 
-def _data_of(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Dataset | None, str]:
-    """Return the data that the run was trained on, or None and why there are none."""
+def _pictures_of(run: Run, data: Dataset | None, data_dir: Path | None) -> tuple[Dataset | None, Split | None, str]:
+    """Return the data that the run was trained on, the images that it is judged on, and why there are none, or not all."""
     if data is not None:
         run.check(data)
-        return data, ""
+        return data, data.judged[1], ""
     try:
-        return run.dataset(data_dir), ""
+        data = run.dataset(data_dir)
+        return data, data.judged[1], ""
     except DataError as error:
-        return None, f"the data set was not found when this report was made ({error})"
+        return None, None, f"No pictures: the data set was not found when this report was made ({error})"
+    except RunError as error:
+        return None, *_those_left(run, data_dir, error)
+
+
+def _those_left(run: Run, data_dir: Path | None, error: RunError) -> tuple[Split, str]:
+    """Where files of a data set are gone, return the images that are left, found by their names. Raises `error` otherwise."""
+    from ..datasets import Split, load
+
+    was = run.info["data"]
+    found = load(was["name"], data_dir=data_dir, **{key: was[key] for key in ("size", "skip_bad", "seed")})
+    lacking = was["n_train"] + was.get("n_dev", 0) + was["n_test"] + len(run.left_out) - len(found.train) - len(found.test)
+    known = set(run.predictions.ids)
+    parts = [(part, [i for i, name in enumerate(part.ids) if name in known]) for part in (found.train, found.test)]
+    if lacking <= 0 or not any(rows for _, rows in parts) or list(found.train.images.shape[1:]) != list(was["shape"]):
+        raise error
+    images, labels = (np.concatenate([getattr(part, key)[rows] for part, rows in parts]) for key in ("images", "labels"))
+    ids = tuple(part.ids[i] for part, rows in parts for i in rows)
+    note = f"{lacking:,} images of the data set are gone since the training; those that are left are found by their names."
+    return Split(images, labels, found.classes, ids), note
 
 
 def _mistakes_png(said: Said, split: Split, weight: float) -> bytes:
@@ -220,6 +241,7 @@ def _mistakes_png(said: Said, split: Split, weight: float) -> bytes:
 
     rows, saved = mistakes.table(said.predictions, GRID), said.maps
     place = {name: i for i, name in enumerate(split.ids)}
+    rows = [row for row in rows if row["id"] in place]
     images = split.images[[place[row["id"]] for row in rows]]
     titles = [f"{row['predicted']} / {row['true']}\n{row['confidence']:.2f}" for row in rows]
     where = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}

@@ -46,9 +46,9 @@ class Before:
 class Story:
     """What a page is about.
 
-    said: what the run said of the images, and its heatmaps of them.  images: those of the predictions, or None, and then
-    `no_pictures` says why.  data: what it was trained on, or None.  no_heatmaps: why there are none, or "".  diagnosis: in the
-    run's folder.  fix: what came of it, as FOLDER/fix.json's result.  before: what the run is compared with.
+    said: what the run said of the images, and its heatmaps of them.  images: those of the predictions, or None.  data: what it
+    was trained on, or None.  no_pictures: why there are no images, or not all, or "".  no_heatmaps: why there are none, or "".
+    diagnosis: in the run's folder.  fix: what came of it, as FOLDER/fix.json's result.  before: what the run is compared with.
     """
 
     run: Run
@@ -112,7 +112,7 @@ def page_of(story: Story, n: int = 500, weight: float = 0.725) -> Page:
     command, needed = reproduce(info)
     recipe = Recipe.from_dict(info["recipe"]) if info["recipe"] else None
     size = tuple(info["data"]["shape"][:2])
-    images = None if story.data is None else story.data.judged[1]  # those that were probed
+    probed = story.images if predictions.split == run.judged or story.data is None else story.data.judged[1]
     overall = mistakes.accuracy(predictions)
     return Page(
         title=_title(story),
@@ -134,10 +134,10 @@ def page_of(story: Story, n: int = 500, weight: float = 0.725) -> Page:
         gallery=_gallery(story, wrong, n, weight),
         file="predictions.parquet" if predictions.split == run.judged else f"{predictions.split}.parquet",
         first=tuple(_row(predictions, int(i)) for i in wrong[:FIRST]),
-        pictures_note=f"No pictures: {story.no_pictures}" if story.no_pictures else "",
+        pictures_note=story.no_pictures,
         heatmaps_note=f"No heatmaps: {story.no_heatmaps}" if story.no_heatmaps else _heatmaps_note(story.said.maps, diagnosis),
         change=None if story.before is None else change_of(story.before.comparison, _names(story)),
-        causes=() if diagnosis is None else cards(diagnosis, recipe, size, images, story.fix, data=info["data"]["name"]),
+        causes=() if diagnosis is None else cards(diagnosis, recipe, size, probed, story.fix, data=info["data"]["name"]),
         probes=None if diagnosis is None else nothing_found(diagnosis),
         sensitivity="" if diagnosis is None else figures.sensitivity(curves_of(diagnosis)),
         data=None if story.data is None else data_sheet(story.data, recipe.augment if recipe else ()),

@@ -7,7 +7,7 @@ const start = async () => {
   const list = document.getElementById("cards");
   const { items, classes, now, before, tile: [width, height] } = data;
   const FOR = [213, 94, 0], AGAINST = [0, 114, 178]; // as in heatmaps/drawing.py
-  const MARGIN_STRENGTH = 0.7, PRINTED = 24, CONFIDENCE_BANDS = { 0.9: [0.9, 2], 0.5: [0.5, 0.9], 0: [-1, 0.5] };
+  const MARGIN_STRENGTH = 0.7, PRINTED = 24, ROOM = 48, CONFIDENCE_BANDS = { 0.9: [0.9, 2], 0.5: [0.5, 0.9], 0: [-1, 0.5] };
 
   // ---- what is in the data
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -260,28 +260,35 @@ const start = async () => {
     surest: (i) => items.surest[i],
     trust: (i) => (now.row[i] < 0 ? -2 : now.effect[now.row[i]]?.[now.targets.indexOf(state.of)] ?? -1),
   };
-  let shown = [], sorted = "";
+  // Only the first of the cards that are shown are in the page; more come as their end comes into sight, so that a change of
+  // what is shown costs the same for ten cards and for a thousand.
+  let shown = [], places = [], sorted = "", chosen = "", later;
+  const more = (count) => list.append(...shown.slice(list.children.length, count));
+  const fill = (cardsNow, again) => {
+    const held = again ? list.children.length : ROOM, focused = current();
+    if (again && cardsNow.length === shown.length && cardsNow.every((card, k) => card === shown[k])) return;
+    shown = cardsNow;
+    list.replaceChildren(...shown.slice(0, Math.max(held, ROOM)));
+    if (focused?.isConnected) focused.focus({ preventScroll: true });
+  };
   const apply = () => {
     read();
     const asked = Object.keys(wanted).filter((name) => state[name]);
-    shown = [];
-    for (const card of cards) {
-      const i = Number(card.dataset.i);
-      card.hidden = !asked.every((name) => wanted[name](i, state[name]));
-    }
     const sorting = `${state.sort} ${state.sort === "trust" ? state.of : ""}`;
     if (sorting !== sorted) {
       const by = order[state.sort] || order.loss;
-      const places = cards.map((_, i) => i).sort((a, b) => by(b) - by(a) || a - b);
-      list.append(...places.map((i) => cards[i]));
+      places = cards.map((_, i) => i).sort((a, b) => by(b) - by(a) || a - b);
       sorted = sorting;
     }
-    shown = [...list.children].filter((card) => !card.hidden);
+    const choice = JSON.stringify([sorting, asked.map((name) => [name, state[name]])]);
+    fill(places.filter((i) => asked.every((name) => wanted[name](i, state[name]))).map((i) => cards[i]), choice === chosen);
+    chosen = choice;
     form.querySelector("output").value = `${shown.length} of ${cards.length} shown here`;
     const count = kept().length, button = document.getElementById("export");
     button.disabled = !Object.keys(marks).length;
     button.textContent = count ? `Export ${count} mark${count === 1 ? "" : "s"}` : "Export marks";
-    address();
+    clearTimeout(later);
+    later = setTimeout(address, 150); // a new address makes the browser style the whole page again: not while the person waits
   };
   let seen = "";
   const look = () => {
@@ -304,6 +311,7 @@ const start = async () => {
     const at = shown.indexOf(current());
     const to = at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1), next = shown[to];
     if (!next) return;
+    if (to >= list.children.length) more(to + ROOM);
     const bring = () => next.scrollIntoView({ block: "nearest" });
     shown.slice(Math.max(to - 4, 0), to + 5).forEach(draw); // the row's height is that of its tallest card
     next.focus({ preventScroll: true });
@@ -391,6 +399,9 @@ const start = async () => {
   read();
   refresh();
   for (const card of cards) watcher.observe(card);
+  const end = document.createElement("div");
+  list.after(end);
+  new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(list.children.length + ROOM), { rootMargin: "1500px" }).observe(end);
   document.documentElement.dataset.ready = "1";
 };
 // What scrolls sideways can be reached and moved by the keyboard, in browsers too that don't see to it themselves.
