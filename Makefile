@@ -26,10 +26,11 @@ format: $(VENV)/.installed-dev  ## put the code in its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev  ## speed of training and of heatmaps against others, trust on generated data: half an hour
+bench: $(VENV)/.installed-dev  ## speed of training and of heatmaps against others, trust on generated data, the report: half an hour
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/heatmaps.py
 	$(BIN)/python benchmarks/trust.py
+	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove the virtual environment and the runs
 	rm -rf $(VENV) runs

@@ -9,7 +9,7 @@ loader       images/s of each built-in recipe's augmentation alone: whole batche
 share        the share of the machine's bfloat16 matrix throughput that a training step sustains
 runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the
              trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
-             wanted, or airbench (benchmarks/airbench.py).  Hours.
+             wanted, @ and times its width if wanted, or airbench (benchmarks/airbench.py).  Hours.
 elsewhere    `fast` and `classic` on generated scenes and on a folder of 64×64 images, classic's epochs fitted to fast's time
 ablation     `fast` on CIFAR-10 without each of its parts, judged on a tenth of the training images that is held out: choices are
              made there, not on the test images.  Hours.
@@ -281,6 +281,13 @@ def once(options: argparse.Namespace, key: str, measure: Callable[[], dict[str, 
     return figures
 
 
+def recipe_of(side: str) -> Recipe:
+    """"fast", "fast15" with 15 epochs, "fast@1.25" with 1.25 times the width."""
+    named, _, width = side.partition("@")
+    name = named.rstrip("0123456789")
+    return load_recipe(name).with_(epochs=int(named[len(name) :] or 0) or None, width=float(width) if width else None)
+
+
 def one(
     side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = None, data: str = "cifar10", *options: str
 ) -> dict[str, float]:
@@ -291,8 +298,7 @@ def one(
             command = [str(Path(__file__).with_name("airbench.py")), "--seed", str(seed), "--json", str(out)]
             command += ["--data-dir", str(data_dir)] if data_dir else []
         else:
-            name = side.rstrip("0123456789")
-            chosen = recipe or load_recipe(name).with_(epochs=int(side[len(name) :] or 0) or None)
+            chosen = recipe or recipe_of(side)
             command = [__file__, "child", "--recipe", json.dumps(chosen.to_dict()), "--data", data, "--seed", str(seed), *options]
             command += ["--json", str(out), "--folder", str(Path(folder, "run"))]
             command += ["--data-dir", str(data_dir)] if data_dir else []

@@ -257,7 +257,15 @@ def as_new(window: Watched, case: Case) -> Iterator[sync_api.Page]:
 
 
 def shown(page: sync_api.Page) -> list[str]:
-    """The ids of the cards that can be seen, in their order."""
+    """The ids of the cards that can be seen, in their order; all of them are fetched into the page first."""
+    for _ in range(50):
+        told, there = page.evaluate(
+            "[parseInt(document.querySelector('output').value), document.querySelectorAll('#cards .card').length]"
+        )
+        if there >= told:
+            break
+        page.evaluate("document.getElementById('cards').lastElementChild.scrollIntoView()")
+        page.wait_for_timeout(50)
     ids: list[str] = page.evaluate(
         "[...document.querySelectorAll('.card')].filter((c) => c.checkVisibility())"
         ".map((c) => c.querySelector('.id').textContent)"
@@ -700,6 +708,8 @@ def test_a_view_comes_back_from_its_address(
 ) -> None:
     choose(page, **values)
     wanted = view(page)
+    until(page, "location.hash.includes('&')")
+    page.wait_for_timeout(200)  # each change gives another address, a moment later
     page.reload()
     page.wait_for_selector("html[data-ready]", state="attached")
     assert view(page) == wanted
@@ -739,6 +749,7 @@ def test_a_link_within_the_page_keeps_the_filters_and_back_undoes_them(page: syn
     left = single.where(lambda i: single.now.labels[i] == 1)
     page.locator("nav a[href='#curves']").click()
     assert shown(page) == left
+    until(page, "location.hash === '#mistakes&true=1'")
     page.evaluate("location.hash = '#mistakes&true=2'")
     until(page, "document.querySelector('[name=true]').value === '2'")
     page.go_back()
@@ -796,6 +807,7 @@ def test_marks_are_kept_filtered_and_exported_for_import(
     for how, left in (("any", ids[:3]), ("label", [ids[0], ids[2]]), ("none", ids[3:])):
         choose(page, marked=how)
         assert shown(page) == left, how
+    choose(page, marked="")
     words = page.locator(".card .marks").all_text_contents()
     assert words[:4] == ["✗ marked as a label error", "marked: missing flip", "✗ marked as a label error · marked: lighting", ""]
     other = go(windows["single"].new_page(), double.path)  # in the same browser, of the same run but other images
@@ -998,7 +1010,15 @@ def test_a_thousand_classes_fit(browser: sync_api.Browser, tmp_path: Path) -> No
     window = Watched(browser, viewport={"width": 390, "height": 900})
     page = go(window.page, path)
     ids = [run.predictions.ids[i] for i in wrong(run)]
+    assert page.locator(".card").count() == 48 < 60 < len(ids)  # the others come when they are wanted
+    for _ in range(60):
+        page.keyboard.press("j")
+    assert page.locator(".card:focus .id").text_content() == ids[59]
     assert shown(page) == ids and page.evaluate("document.documentElement.scrollWidth") <= 390
+    choose(page, q="test/7")
+    assert shown(page) == [name for name in ids if "test/7" in name]
+    choose(page, q="")
+    assert page.locator(".card").count() == 48 and shown(page) == ids
     i = wrong(run)[5]
     choose(page, true=str(run.predictions.labels[i]), predicted=str(run.predictions.predicted[i]))
     assert ids[5] in shown(page) and len(shown(page)) < 10

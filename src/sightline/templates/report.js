@@ -263,12 +263,24 @@ const start = async () => {
   // Only the first of the cards that are shown are in the page; more come as their end comes into sight, so that a change of
   // what is shown costs the same for ten cards and for a thousand.
   let shown = [], places = [], sorted = "", chosen = "", later;
-  const more = (count) => list.append(...shown.slice(list.children.length, count));
-  const fill = (cardsNow, again) => {
-    const held = again ? list.children.length : ROOM, focused = current();
-    if (again && cardsNow.length === shown.length && cardsNow.every((card, k) => card === shown[k])) return;
-    shown = cardsNow;
-    list.replaceChildren(...shown.slice(0, Math.max(held, ROOM)));
+  const end = document.createElement("div");
+  list.after(end);
+  const more = (count) => {
+    list.append(...shown.slice(list.children.length, count));
+    ending.unobserve(end); // so that it is told again where the end is
+    ending.observe(end);
+  };
+  const ending = new IntersectionObserver(
+    (entries) => entries.at(-1).isIntersecting && list.children.length < shown.length && more(list.children.length + ROOM),
+    { rootMargin: "1500px" },
+  );
+  // `again`: the same was asked for as the last time, and marks alone may have changed.
+  const fill = (found, again) => {
+    if (again && found.length === shown.length && found.every((card, k) => card === shown[k])) return;
+    const count = again ? Math.max(list.children.length, ROOM) : ROOM, focused = current();
+    shown = found;
+    list.replaceChildren();
+    more(count);
     if (focused?.isConnected) focused.focus({ preventScroll: true });
   };
   const apply = () => {
@@ -399,9 +411,6 @@ const start = async () => {
   read();
   refresh();
   for (const card of cards) watcher.observe(card);
-  const end = document.createElement("div");
-  list.after(end);
-  new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(list.children.length + ROOM), { rootMargin: "1500px" }).observe(end);
   document.documentElement.dataset.ready = "1";
 };
 // What scrolls sideways can be reached and moved by the keyboard, in browsers too that don't see to it themselves.
