@@ -305,7 +305,7 @@ def shown(path: Path, rounds: int) -> dict[str, float]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
         for _ in range(rounds):
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")  # no scrolling meanwhile
             page.add_init_script(READY)
             page.goto(path.as_uri())
             page.wait_for_selector("html[data-ready]", state="attached")

@@ -282,7 +282,7 @@ def once(options: argparse.Namespace, key: str, measure: Callable[[], dict[str, 
 
 
 def recipe_of(side: str) -> Recipe:
-    """"fast", "fast15" with 15 epochs, "fast@1.25" with 1.25 times the width."""
+    """Say what a side is: "fast", "fast15" with 15 epochs, "fast@1.25" with 1.25 times the width."""
     named, _, width = side.partition("@")
     name = named.rstrip("0123456789")
     return load_recipe(name).with_(epochs=int(named[len(name) :] or 0) or None, width=float(width) if width else None)

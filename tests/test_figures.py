@@ -163,12 +163,6 @@ def plain(*shades: int) -> NDArray[np.uint8]:
     return images
 
 
-def test_grid_of_mistakes_shows_every_image_and_overlay() -> None:
-    shown = colours(figures.mistakes_grid(plain(10, 90), ["cat / dog", HOSTILE], plain(30, 40, 50, 60).reshape(2, 2, 8, 8, 3)))
-    assert shown - {(255, 255, 255)} == {(s, 0, 255 - s) for s in (10, 90, 30, 40, 50, 60)}
-    assert colours(figures.mistakes_grid(plain(10, 90), ["a", "b"])) >= {(10, 0, 245), (90, 0, 165)}
-
-
 def test_sheet_of_samples_shows_each_image_above_its_augmented_versions() -> None:
     before, after = plain(10, 20), plain(30, 40, 50, 60).reshape(2, 2, 8, 8, 3)
     png = figures.samples(before, after, ["cat", "dog"])

@@ -154,7 +154,7 @@ def test_numbers_are_those_of_the_predictions(run: Run, shown: dict) -> None:
         ("loss", said.losses[rows]),
         ("margin", said.margins[rows]),
     ):
-        np.testing.assert_allclose(shown["now"][key], values, atol=5.1e-5)
+        np.testing.assert_allclose(shown["now"][key], values, atol=5.1e-7)
 
 
 def test_colours_are_matplotlibs() -> None:

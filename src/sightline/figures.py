@@ -324,15 +324,6 @@ def confusion_change(change: NDArray[np.float64], classes: Sequence[str]) -> str
     return _svg(figure, "confusion-change")
 
 
-def mistakes_grid(
-    images_NHWC: NDArray[np.uint8], titles: Sequence[str], overlays_NTHWC: NDArray[np.uint8] | None = None
-) -> bytes:
-    """Draw images (N, H, W, 3) uint8 under their titles, each with its overlays (N, T, H, W, 3) to its right: a PNG."""
-    if overlays_NTHWC is None:
-        return _grid(images_NHWC, titles, columns=8)
-    return _grid(_side_by_side([images_NHWC, *overlays_NTHWC.swapaxes(0, 1)], axis=2), titles, columns=4)
-
-
 def samples(before_NHWC: NDArray[np.uint8], after_RNHWC: NDArray[np.uint8], titles: Sequence[str]) -> bytes:
     """Draw N images, each above R augmented versions of itself (R, N, H, W, 3) uint8, under its title: a PNG."""
     return _grid(_side_by_side([before_NHWC, *after_RNHWC], axis=1), titles, columns=len(before_NHWC))

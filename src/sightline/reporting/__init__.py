@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # of `report_json`: docs/report.schema.json
 GRID = 24  # mistakes in figures/mistakes.png
+SIDE = 128  # pixels of a picture in it
 SHOWN = 500  # images in the gallery
 
 __all__ = [
@@ -243,9 +244,14 @@ def _mistakes_png(said: Said, split: Split, weight: float) -> bytes:
     place = {name: i for i, name in enumerate(split.ids)}
     rows = [row for row in rows if row["id"] in place]
     images = split.images[[place[row["id"]] for row in rows]]
-    titles = [f"{row['predicted']} / {row['true']}\n{row['confidence']:.2f}" for row in rows]
     where = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
-    if saved is None or not all(row["id"] in where for row in rows):
-        return figures.mistakes_grid(images, titles)
-    raw, signed = saved.raw[[where[row["id"]] for row in rows]], [target == "margin" for target in saved.targets]
-    return figures.mistakes_grid(images, titles, drawing.pictures(raw, images, signed, weight))
+    names: tuple[str, ...] = ()
+    maps = np.zeros((len(rows), 0, *images.shape[1:]), np.uint8)
+    if saved is not None and all(row["id"] in where for row in rows):
+        names, raw = saved.targets, saved.raw[[where[row["id"]] for row in rows]]
+        maps = drawing.pictures(raw, images, [target == "margin" for target in names], weight)
+    pictures = [picture for image, own in zip(images, maps, strict=True) for picture in (image, *own)]
+    titles = [title for row in rows for title in (f"{row['predicted']} / {row['true']} {row['confidence']:.2f}", *names)]
+    line = 2 * (1 + len(names)) if names else 6
+    starts = range(0, len(pictures), line)
+    return drawing.sheet([pictures[i : i + line] for i in starts], [titles[i : i + line] for i in starts], side=SIDE)

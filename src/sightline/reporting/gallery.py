@@ -191,7 +191,7 @@ def _said(said: Said, rows: NDArray[np.int64]) -> dict[str, Any]:
         "loss": predictions.losses[rows],
         "margin": predictions.margins[rows],
     }
-    rounded = {key: [round(float(value), 4) for value in some] for key, some in values.items()}
+    rounded = {key: [round(float(value), 6) for value in some] for key, some in values.items()}
     return {"predicted": chosen.tolist(), **rounded, **_maps(said.maps, [predictions.ids[i] for i in rows])}
 
 
