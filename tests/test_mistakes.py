@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest
+from scipy.stats import binomtest, false_discovery_control
 
 from sightline import mistakes
 from sightline.exceptions import DataError, RunError
@@ -359,3 +359,10 @@ def test_kinds_of_no_runs_or_of_different_images_are_refused() -> None:
         mistakes.kinds([])
     with pytest.raises(RunError, match="predictions 1 and 2 differ in their images"):
         mistakes.kinds([seeds_of(1)[0], seeds_of(1, 200)[0]])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 50])
+def test_false_discovery_rates_are_scipys(n: int) -> None:
+    p = np.round(np.random.default_rng(n).uniform(size=n) ** 3, 2)  # with ties and zeros
+    expected = false_discovery_control(p) if n else p
+    np.testing.assert_allclose(mistakes.false_discovery_rates(p), expected, rtol=1e-12)

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used: they take a second
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
 
 from .datasets import Dataset
 from .evaluation import open_test
@@ -268,7 +268,7 @@ def mcnemar(right_a: Bools, right_b: Bools) -> float:
     McNemar 1947, https://doi.org/10.1007/BF02295996. 1 where both are right about the same images. It isn't about recipes.
     """
     fixed, broken = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
-    return float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+    return float(scipy.stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -333,7 +333,7 @@ def false_discoveries(right_a: Bools, right_b: Bools, misses: int = 1) -> float 
         return None
     total = np.arange(runs_a + runs_b + 1)  # runs that have an image right; at most `few` of them may be dealt to A
     few = np.minimum(runs_a - nearly_all(runs_a, misses), total - nearly_all(runs_b, misses))
-    chance = stats.hypergeom.cdf(few, runs_a + runs_b, total, runs_a)
+    chance = scipy.stats.hypergeom.cdf(few, runs_a + runs_b, total, runs_a)
     deals = math.comb(runs_a + runs_b, runs_a)
     others = float(chance[right_a.sum(0) + right_b.sum(0)].sum()) * deals - found
     return min(1.0, others / (deals - 1) / found)
@@ -361,15 +361,17 @@ class _Variance:
 
     def reach(self, tail: float) -> float:
         """Return what the difference is above its expectation with probability `tail`: the parts' quantiles in quadrature."""
-        normal, student = special.ndtri(tail), special.stdtrit(max(self.df, 1), tail)
+        normal, student = scipy.special.ndtri(tail), scipy.special.stdtrit(max(self.df, 1), tail)
         return math.sqrt(normal**2 * (self.images + self.unseen) + student**2 * self.runs)
 
     def p(self, distance: float) -> float:
         """Return the two-sided p of a difference: twice the tail of which it is the `reach`."""
         highest = min(distance / math.sqrt(self.images + self.unseen), HIGHEST)  # as if the runs had no part
-        if self.reach(special.ndtr(-highest)) <= distance:
-            return 2 * float(special.ndtr(-highest))
-        return 2 * float(special.ndtr(-optimize.brentq(lambda z: self.reach(special.ndtr(-z)) - distance, 0, highest)))
+        if self.reach(scipy.special.ndtr(-highest)) <= distance:
+            return 2 * float(scipy.special.ndtr(-highest))
+        return 2 * float(
+            scipy.special.ndtr(-scipy.optimize.brentq(lambda z: self.reach(scipy.special.ndtr(-z)) - distance, 0, highest))
+        )
 
 
 def _needed(variance: _Variance, distance: float, n: int) -> int | None:
@@ -381,8 +383,9 @@ def _needed(variance: _Variance, distance: float, n: int) -> int | None:
 
     if smallest(0) >= distance:
         return None
-    alone = (special.ndtri(TAIL) + special.ndtri(1 - POWER)) ** 2 * variance.images  # squared, as if the runs had no part
-    return math.ceil(n / float(optimize.brentq(lambda share: smallest(share) - distance, 0, 2 * distance**2 / alone)))
+    # Squared, as if the runs had no part.
+    alone = (scipy.special.ndtri(TAIL) + scipy.special.ndtri(1 - POWER)) ** 2 * variance.images
+    return math.ceil(n / float(scipy.optimize.brentq(lambda share: smallest(share) - distance, 0, 2 * distance**2 / alone)))
 
 
 def _excess(right: Bools) -> float:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
+from . import mistakes
 from .datasets import Dataset
 from .exceptions import DataError, RunError
 from .probes import Finding, Subject, probe
@@ -203,7 +203,7 @@ def false_discovery_rates(findings: Sequence[Finding]) -> list[float]:
     tested = [i for i, finding in enumerate(findings) if finding.cause in LEAST]
     rates = [1.0] * len(findings)
     if tested:
-        for i, rate in zip(tested, false_discovery_control([findings[i].p for i in tested]), strict=True):
+        for i, rate in zip(tested, mistakes.false_discovery_rates(np.array([findings[i].p for i in tested])), strict=True):
             rates[i] = float(rate)
     return rates
 

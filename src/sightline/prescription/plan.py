@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from scipy.stats import norm
+import scipy
 
 from ..exceptions import TrainingError
 
@@ -41,13 +41,13 @@ class Interval:
 
     def widened(self, comparisons: int) -> Interval:
         """The interval that holds for each of so many comparisons together (Bonferroni)."""
-        factor = float(norm.isf(0.025 / max(comparisons, 1)) / norm.isf(0.025))
+        factor = float(scipy.stats.norm.isf(0.025 / max(comparisons, 1)) / scipy.stats.norm.isf(0.025))
         return Interval(self.value, self.value - factor * (self.value - self.low), self.value + factor * (self.high - self.value))
 
     @property
     def detectable(self) -> float:
         """The smallest effect that an interval of this width tells from nothing with a power of 80 %."""
-        return float((self.high - self.low) / 2 * (1 + norm.ppf(POWER) / norm.isf(0.025)))
+        return float((self.high - self.low) / 2 * (1 + scipy.stats.norm.ppf(POWER) / scipy.stats.norm.isf(0.025)))
 
 
 class Costs(NamedTuple):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used: they take a second
 from numpy.typing import NDArray
-from scipy import stats
 
 from ..mistakes import newcombe
 
@@ -103,7 +103,7 @@ def paired(probe: Bools, shams: Bools) -> Effect:
     often = (probe + shams.sum(1)) / (count + 1)
     centre = difference.sum() / (n + 2)
     spread = np.sqrt(((difference**2).sum() + 1) / (n + 2) - centre**2)
-    half = stats.norm.ppf(0.975) * spread / np.sqrt(n + 2)
+    half = scipy.stats.norm.ppf(0.975) * spread / np.sqrt(n + 2)
     p = at_least(int(probe.sum()), often)
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
     return Effect(float(probe.mean()), float(shams.mean()), float(difference.mean()), low, high, p, n)
@@ -118,15 +118,15 @@ def unpaired(happened: int, n: int, happened_else: int, n_else: int) -> Effect:
         return NO_EFFECT
     rate, sham = happened / n, happened_else / n_else
     low, high = newcombe((happened, happened_else), (n, n_else))
-    p = float(stats.hypergeom.sf(happened - 1, n + n_else, happened + happened_else, n))
+    p = float(scipy.stats.hypergeom.sf(happened - 1, n + n_else, happened + happened_else, n))
     return Effect(rate, sham, rate - sham, low, high, p, n)
 
 
 def by_normal(rate: float, sham: float, deviation: float, n: int) -> Effect:
     """Return the effect of a rate beyond its sham whose difference is normal, with that standard deviation."""
-    half, effect = float(stats.norm.ppf(0.975)) * deviation, rate - sham
+    half, effect = float(scipy.stats.norm.ppf(0.975)) * deviation, rate - sham
     return Effect(
-        rate, sham, effect, max(-1.0, effect - half), min(1.0, effect + half), float(stats.norm.sf(effect / deviation)), n
+        rate, sham, effect, max(-1.0, effect - half), min(1.0, effect + half), float(scipy.stats.norm.sf(effect / deviation)), n
     )
 
 
@@ -142,7 +142,7 @@ def stands_out(rate: float, shams: Floats) -> float:
     above = rate - float(shams.mean())
     if spread == 0:
         return 0.0 if above > 0 else 1.0
-    return float(stats.t.sf(above / spread, len(shams) - 1))
+    return float(scipy.stats.t.sf(above / spread, len(shams) - 1))
 
 
 def at_least(count: int, probabilities: Floats) -> float:

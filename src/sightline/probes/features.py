@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used: they take a second
 from numpy.typing import NDArray
-from scipy import stats
 
 from .evidence import FEWEST, Effect, Finding, Floats, Integers, found, nothing
 from .subject import Subject
@@ -52,7 +52,7 @@ def _judged(subject: Subject, kind: str, names: list[str], values: Floats, rando
         return [
             nothing(probe, "data", label, f"{len(subject)} images; at least {2 * FEWEST} are needed") for label in range(classes)
         ]
-    ranks = stats.rankdata(values, axis=0)
+    ranks = scipy.stats.rankdata(values, axis=0)
     measured = areas(ranks, subject.labels, classes)
     by_chance = np.stack([areas(ranks, random.permutation(subject.labels), classes).max(1) for _ in range(PERMUTATIONS)])
     largest = np.nanmax(by_chance, 1)

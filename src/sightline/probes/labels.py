@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its parts are loaded where they are first used: they take a second
 
 from ..mistakes import wilson
 from .evidence import FEWEST, Effect, Finding, Floats, Integers, at_least, found, nothing, unpaired
@@ -63,17 +63,18 @@ def calibrated(logits: Floats, labels: Integers) -> tuple[Floats, float, float, 
     rows, others = np.arange(len(labels)), logits.shape[1] - 1
 
     def surprise(values: Floats) -> float:
-        own = special.softmax(logits / np.exp(values[0]), axis=1)[rows, labels]
+        own = scipy.special.softmax(logits / np.exp(values[0]), axis=1)[rows, labels]
         return -float(np.log(own * (1 - values[1]) + (1 - own) * values[1] / others + 1e-12).mean())
 
     temperatures = (np.log(COLDEST), np.log(HOTTEST))
     starts = [(0.0, 0.01), (1.0, 0.01), (0.0, 0.2)]  # of several valleys the deepest
-    fits = [optimize.minimize(surprise, start, bounds=[temperatures, (SOME, MOST)], method="L-BFGS-B") for start in starts]
+    fits = [scipy.optimize.minimize(surprise, start, bounds=[temperatures, (SOME, MOST)], method="L-BFGS-B") for start in starts]
     best = min(fits, key=lambda fit: float(fit.fun))
-    clean = optimize.minimize_scalar(lambda log: surprise(np.array([log, SOME])), bounds=temperatures, method="bounded")
+    clean = scipy.optimize.minimize_scalar(lambda log: surprise(np.array([log, SOME])), bounds=temperatures, method="bounded")
     ratio = 2 * len(labels) * float(clean.fun - best.fun)
     temperature, noise = float(np.exp(best.x[0])), float(best.x[1])
-    return special.softmax(logits / temperature, axis=1), temperature, noise, float(stats.chi2.sf(max(ratio, 0.0), 1)) / 2
+    p = float(scipy.stats.chi2.sf(max(ratio, 0.0), 1)) / 2
+    return scipy.special.softmax(logits / temperature, axis=1), temperature, noise, p
 
 
 def suspects(probabilities: Floats, labels: Integers) -> tuple[Integers, np.ndarray]:
