@@ -245,6 +245,6 @@ def _sheet(images_NHWC: NDArray[np.uint8], rows: Sequence[int], tile: tuple[int,
     return file.getvalue()
 
 
-def strata_of(predictions: Predictions, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the cell of the confusion matrix of each row, as one number."""
-    return predictions.labels[rows] * len(predictions.classes) + predictions.predicted[rows]
+def strata_of(predictions: Predictions) -> NDArray[np.int64]:
+    """Return the cell of the confusion matrix of each image, as one number."""
+    return predictions.labels * len(predictions.classes) + predictions.predicted

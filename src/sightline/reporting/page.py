@@ -174,9 +174,11 @@ def _gallery(story: Story, wrong: NDArray[np.int64], n: int, weight: float) -> d
     """The mistakes, and where two runs are compared what was fixed as well; images of causes are shown in any case."""
     predictions, before, diagnosis = story.said.predictions, story.before, story.diagnosis
     rows, surest = wrong, None
+    strata, losses = gallery.strata_of(predictions), predictions.losses
     if before is not None:
         other = before.said.predictions
         rows = np.flatnonzero((predictions.predicted != predictions.labels) | (other.predicted != other.labels))
+        strata, losses = len(predictions.classes) * strata + other.predicted, np.maximum(losses, other.losses)
         reliable = (before.comparison.fixed, before.comparison.broken)
         surest = {name: 1 - k / len(ids) for ids in reliable for k, name in enumerate(ids)}
     groups: dict[str, Sequence[str]] = {}
@@ -184,7 +186,7 @@ def _gallery(story: Story, wrong: NDArray[np.int64], n: int, weight: float) -> d
         groups = {key: ids for key, ids in diagnosis.groups.items() if ids}
     shown = {name for cause in (diagnosis.causes if diagnosis and groups else ()) for name in cause.images}
     first = [k for k, i in enumerate(rows) if predictions.ids[i] in shown]
-    chosen = rows[gallery.choose(gallery.strata_of(predictions, rows), predictions.losses[rows], n, first)]
+    chosen = rows[gallery.choose(strata[rows], losses[rows], n, first)]
     kinds = mistakes.kinds([predictions]).kinds[chosen].tolist() if len(predictions.classes) > 1 else None
     return gallery.payload(
         story.said,
