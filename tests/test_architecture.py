@@ -81,7 +81,7 @@ FOLDERS = {
         "__init__",
     ),
     "prescription": ("edits", "ground", "plan", "measures", "pruning", "proof", "campaign", "__init__"),
-    "reporting": ("words", "gallery", "causes", "change", "samples", "page", "__init__"),
+    "reporting": ("words", "pictures", "gallery", "causes", "change", "samples", "page", "__init__"),
     "training": (
         "optimizers",
         "memory",

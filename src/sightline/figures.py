@@ -95,14 +95,7 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     # Mistakes are rare beside right answers: the root makes a share of 1 % visible.
     norm = PowerNorm(0.5, 0, 1)
     mesh = axes.pcolormesh(share, cmap="cividis", norm=norm, edgecolors="face", linewidth=0.3, rasterized=k > MANY)
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    axes.grid(visible=False)
-    axes.set(xticks=[], yticks=[])
-    if k <= 3 * MANY:
-        size = 9 if k <= MANY else 5
-        axes.set_xticks(np.arange(k) + 0.5, map(_short, classes), rotation=90, fontsize=size, parse_math=False)
-        axes.set_yticks(np.arange(k) + 0.5, map(_short, classes), fontsize=size, parse_math=False)
+    _name_cells(axes, classes)
     if k <= MANY:
         for i, j in np.argwhere(matrix):
             colour = "white" if share[i, j] < 0.25 else "black"
@@ -303,14 +296,7 @@ def confusion_change(change: NDArray[np.float64], classes: Sequence[str]) -> str
     )
     for row in np.flatnonzero(np.ma.getmaskarray(points).all(1)):
         axes.add_patch(Rectangle((0, int(row)), k, 1, fill=False, hatch="////", linewidth=0, edgecolor=INK, alpha=0.4))
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    axes.grid(visible=False)
-    axes.set(xticks=[], yticks=[])
-    if k <= 3 * MANY:
-        size = 9 if k <= MANY else 5
-        axes.set_xticks(np.arange(k) + 0.5, map(_short, classes), rotation=90, fontsize=size, parse_math=False)
-        axes.set_yticks(np.arange(k) + 0.5, map(_short, classes), fontsize=size, parse_math=False)
+    _name_cells(axes, classes)
     if k <= MANY:
         for i, j in np.argwhere(np.ma.filled(points, 0.0)):
             value = float(points[i, j])
@@ -404,6 +390,18 @@ def _plain(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
+    """Make axes those of a matrix, the first row at the top, with the classes' names where they fit."""
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.set(xticks=[], yticks=[])
+    if len(classes) <= 3 * MANY:
+        places, size = np.arange(len(classes)) + 0.5, 9 if len(classes) <= MANY else 5
+        axes.set_xticks(places, map(_short, classes), rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(places, map(_short, classes), fontsize=size, parse_math=False)
 
 
 def _legend(axes: Axes) -> None:

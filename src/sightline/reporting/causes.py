@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 from .. import figures
 from ..diagnosis import ALPHA, LEAST, LEAST_BY_PROBE, Cause, Diagnosis, holds
 from ..prescription.edits import edits
+from .pictures import encoded, joined, tile_of, uri
 from .words import chance, percent, points, span
 
 if TYPE_CHECKING:
@@ -422,33 +421,15 @@ def _sheet(cause: Cause, images: Split | None) -> Sheet | None:
     chosen = [place[name] for name in cause.images if name in place]
     if images is None or not chosen:
         return None
-    from PIL import Image
-
-    height, width = images.images.shape[1:3]
-    exact = max(height, width) <= EXACT
-    fit = 1.0 if exact else SIDE / max(height, width)
-    tile = (max(1, round(fit * width)), max(1, round(fit * height)))
-    gap, columns = max(1, max(tile) // 24), min(COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGBA", (columns * (tile[0] + gap) - gap, rows * (tile[1] + gap) - gap))
-    for k, i in enumerate(chosen):
-        picture = Image.fromarray(np.ascontiguousarray(images.images[i]))
-        picture = picture if exact else picture.resize(tile, Image.Resampling.LANCZOS, reducing_gap=2.0)
-        sheet.paste(picture, (k % columns * (tile[0] + gap), k // columns * (tile[1] + gap)))
+    exact = max(images.images.shape[1:3]) <= EXACT
+    tile = tile_of(images.images, EXACT if exact else SIDE)
+    columns = min(COLUMNS, len(chosen))
+    sheet = joined((images.images[i] for i in chosen), tile, columns, max(1, max(tile) // 24))
     scale = max(1, SIDE // max(tile))
     labels = [images.classes[images.labels[i]] for i in chosen]
     named = tuple(labels) if cause.id in ABOUT_LABELS else ()
-    return Sheet(_uri(sheet, exact), _alt(labels, columns), scale * sheet.width, scale * sheet.height, exact, named)
-
-
-def _uri(sheet: Any, exact: bool) -> str:
-    """A picture as a data: URI: small images to the pixel, large ones a tenth of the size."""
-    file = io.BytesIO()
-    if exact:
-        sheet.save(file, "PNG", optimize=True)
-    else:
-        sheet.save(file, "WEBP", quality=75)
-    return f"data:image/{'png' if exact else 'webp'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    file = encoded(sheet, 0 if exact else 75)
+    return Sheet(uri(file), _alt(labels, columns), scale * sheet.width, scale * sheet.height, exact, named)
 
 
 def _alt(labels: Sequence[str], columns: int) -> str:

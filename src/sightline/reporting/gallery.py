@@ -8,7 +8,6 @@ sharpness change at once, and a heatmap takes 2 bytes a cell instead of a pictur
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..heatmaps import COLORMAPS
 from ..runs import Predictions, SavedMaps
+from .pictures import encoded, joined, tile_of, uri
 
 if TYPE_CHECKING:
     from ..datasets import Split
@@ -126,17 +126,15 @@ def sprites(images: Split | None, ids: Sequence[str]) -> tuple[list[str], tuple[
     there = [name in place for name in ids]
     if images is None or not any(there):
         return [], (EXACT, EXACT), there, False
-    height, width = images.images.shape[1:3]
-    rows = [place.get(name, -1) for name in ids]
-    forms = [(max(height, width), 0)] * (max(height, width) <= EXACT) + list(FORMS)
-    for side, quality in forms:
-        scale = min(1.0, side / max(height, width))
-        tile = (max(1, round(scale * width)), max(1, round(scale * height)))
-        files = [_sheet(images.images, rows[start : start + TILES], tile, quality) for start in range(0, len(rows), TILES)]
+    pixels = images.images
+    cells = [pixels[place[name]] if name in place else None for name in ids]
+    longest = max(pixels.shape[1:3])
+    for side, quality in [(longest, 0)] * (longest <= EXACT) + list(FORMS):
+        tile = tile_of(pixels, side)
+        files = [encoded(joined(cells[start : start + TILES], tile, COLUMNS), quality) for start in range(0, len(cells), TILES)]
         if sum(map(len, files)) <= BUDGET:
             break
-    uris = [f"data:image/webp;base64,{base64.b64encode(file).decode()}" for file in files]
-    return uris, tile, there, max(tile) <= EXACT and tile == (width, height)
+    return [uri(file) for file in files], tile, there, longest <= EXACT and max(tile) == longest
 
 
 def colours(names: Sequence[str] = ("inferno", "viridis", "cividis")) -> dict[str, str]:
@@ -223,26 +221,6 @@ def _flips(before: Predictions, now: Predictions, rows: NDArray[np.int64]) -> li
     was, is_ = (said.predicted[rows] == said.labels[rows] for said in (before, now))
     flips: list[str] = np.select([~was & is_, was & ~is_, ~was & ~is_], ["fixed", "broken", "still wrong"], "right").tolist()
     return flips
-
-
-def _sheet(images_NHWC: NDArray[np.uint8], rows: Sequence[int], tile: tuple[int, int], quality: int) -> bytes:
-    """Join pictures into one WebP, without loss where `quality` is 0; a row of −1 leaves its tile grey."""
-    from PIL import Image
-
-    width, height = tile
-    lines = -(-len(rows) // COLUMNS)
-    paper = Image.new("RGB", (width * min(len(rows), COLUMNS), height * lines), (128, 128, 128))
-    for k, row in enumerate(rows):
-        if row >= 0:
-            picture = Image.fromarray(images_NHWC[row])
-            scaled = picture if picture.size == tile else picture.resize(tile, Image.Resampling.LANCZOS, reducing_gap=3.0)
-            paper.paste(scaled, (width * (k % COLUMNS), height * (k // COLUMNS)))
-    file = io.BytesIO()
-    if quality:
-        paper.save(file, "WEBP", quality=quality)
-    else:
-        paper.save(file, "WEBP", lossless=True, quality=60)
-    return file.getvalue()
 
 
 def strata_of(predictions: Predictions) -> NDArray[np.int64]:

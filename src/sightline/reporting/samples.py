@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .pictures import encoded, joined, tile_of, uri
 
 if TYPE_CHECKING:
     from ..augment import Transform
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # classes
 VERSIONS = 3  # of each image, augmented
 SIDE = 96  # pixels that an image may have
+SHOWN_SIDE = 64  # pixels that smaller ones take on the screen, about
 GAP = 2
 
 
@@ -44,12 +45,15 @@ def data_sheet(data: Dataset, policy: Sequence[Transform], seed: int = 0) -> Dat
     splits = {"train": data.train, **({"dev": data.dev} if data.dev is not None else {}), "test": data.test}
     counts = [np.bincount(split.labels, minlength=len(data.classes)) for split in splits.values()]
     lines, labels = _versions(data, policy, seed)
-    picture, shown = _joined(lines)
+    tile = tile_of(lines[0], SIDE)
+    picture = joined(lines.reshape(-1, *lines.shape[2:]), tile, lines.shape[1], GAP)
+    larger = max(1, SHOWN_SIDE // max(tile))
     names = ", ".join(data.classes[label] for label in labels)
     alt = f"One training image each of {names}; below each, {VERSIONS} versions of it as augmented for training"
-    exact = max(data.train.images.shape[1:3]) <= SIDE
+    exact = max(tile) == max(data.train.images.shape[1:3])
     rows = tuple((name, tuple(int(count[i]) for count in counts)) for i, name in enumerate(data.classes))
-    return DataSheet(tuple(splits), rows, tuple(map(repr, policy)), picture, alt, *shown, exact)
+    file, shown = encoded(picture, 0 if exact else 80), (larger * picture.width, larger * picture.height)
+    return DataSheet(tuple(splits), rows, tuple(map(repr, policy)), uri(file), alt, *shown, exact)
 
 
 def _versions(data: Dataset, policy: Sequence[Transform], seed: int) -> tuple[NDArray[np.uint8], list[int]]:
@@ -64,24 +68,3 @@ def _versions(data: Dataset, policy: Sequence[Transform], seed: int) -> tuple[ND
     batch = to_device(np.tile(before, (VERSIONS, 1, 1, 1)))  # one batch: a policy draws anew for each image of it
     after = look(bind(policy, data.normalisation[0]), batch, Generator().manual_seed(seed)).permute(0, 2, 3, 1).numpy()
     return np.concatenate((before[None], after.reshape(VERSIONS, *before.shape))), labels[:SHOWN].tolist()
-
-
-def _joined(lines: NDArray[np.uint8]) -> tuple[str, tuple[int, int]]:
-    """Return a picture of lines of images as a data: URI, and the width and height at which it is shown."""
-    from PIL import Image
-
-    height, width = lines.shape[2:4]
-    scale = min(1.0, SIDE / max(height, width))
-    tile = (max(1, round(scale * width)), max(1, round(scale * height)))
-    paper = Image.new("RGBA", (lines.shape[1] * (tile[0] + GAP) - GAP, len(lines) * (tile[1] + GAP) - GAP))
-    for (row, column), _ in np.ndenumerate(lines[:, :, 0, 0, 0]):
-        picture = Image.fromarray(np.ascontiguousarray(lines[row, column]))
-        picture = picture if picture.size == tile else picture.resize(tile, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        paper.paste(picture, (column * (tile[0] + GAP), row * (tile[1] + GAP)))
-    file = io.BytesIO()
-    if scale == 1:
-        paper.save(file, "WEBP", lossless=True)
-    else:
-        paper.save(file, "WEBP", quality=80)
-    larger = max(1, SIDE // max(tile) * 2 // 3)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", (larger * paper.width, larger * paper.height)
