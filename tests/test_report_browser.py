@@ -446,8 +446,8 @@ def test_a_pair_of_the_table_shows_its_images(page: sync_api.Page, single: Case)
 
 
 def test_cards_say_what_the_run_said(page: sync_api.Page, single: Case) -> None:
-    p, texts = single.now, page.locator(".card").all_text_contents()
-    drawn = drawn_cards(page)
+    p, drawn = single.now, drawn_cards(page)
+    texts = page.locator(".card").all_text_contents()
     for i, text in zip(single.rows, texts, strict=True):
         sure, loss = p.probabilities[i].max(), p.losses[i]
         told, lost = re.search(r"([<>]?[\d.]+) % sure .* loss ([\d.]+)", text).groups()
@@ -467,9 +467,12 @@ def test_cards_say_what_the_run_said(page: sync_api.Page, single: Case) -> None:
 def drawn_cards(page: sync_api.Page) -> dict[str, dict[str, dict[str, Any]]]:
     """Each shown card's figures by kind: canvas (H, W, 3) uint8, its label, its caption. All are brought on the screen first."""
     size = page.viewport_size
-    height = page.evaluate("document.getElementById('mistakes').scrollHeight + 400")
-    page.set_viewport_size({"width": 1280, "height": min(int(height), 12_000)})
-    page.evaluate("document.getElementById('mistakes').scrollIntoView()")
+    count = -1
+    while count != (count := page.locator(".card").count()):  # a higher window brings more cards, until all are there
+        height = page.evaluate("document.getElementById('mistakes').scrollHeight + 400")
+        page.set_viewport_size({"width": 1280, "height": min(int(height), 12_000)})
+        page.evaluate("document.getElementById('mistakes').scrollIntoView()")
+        page.wait_for_timeout(100)
     until(page, "[...document.querySelectorAll('.card')].every((c) => !c.checkVisibility() || c.dataset.drawn)")
     found = page.evaluate(
         """() => [...document.querySelectorAll(".card")].filter((card) => card.checkVisibility()).map((card) => [
@@ -1010,7 +1013,7 @@ def test_a_thousand_classes_fit(browser: sync_api.Browser, tmp_path: Path) -> No
     window = Watched(browser, viewport={"width": 390, "height": 900})
     page = go(window.page, path)
     ids = [run.predictions.ids[i] for i in wrong(run)]
-    assert page.locator(".card").count() == 16 < 60 < len(ids)  # the others come when they are wanted
+    assert page.locator(".card").count() == 24 < 60 < len(ids)  # the others come when they are wanted
     for _ in range(60):
         page.keyboard.press("j")
     assert page.locator(".card:focus .id").text_content() == ids[59]
@@ -1018,7 +1021,7 @@ def test_a_thousand_classes_fit(browser: sync_api.Browser, tmp_path: Path) -> No
     choose(page, q="test/7")
     assert shown(page) == [name for name in ids if "test/7" in name]
     choose(page, q="")
-    assert page.locator(".card").count() == 16 and shown(page) == ids
+    assert page.locator(".card").count() == 24 and shown(page) == ids
     i = wrong(run)[5]
     choose(page, true=str(run.predictions.labels[i]), predicted=str(run.predictions.predicted[i]))
     assert ids[5] in shown(page) and len(shown(page)) < 10
@@ -1084,6 +1087,7 @@ def test_without_any_images_the_cards_say_so(browser: sync_api.Browser, tmp_path
     write_page(tmp_path / "page.html", run, None)
     window = Watched(browser)
     page = go(window.page, tmp_path / "page.html")
+    assert shown(page) == [run.predictions.ids[i] for i in wrong(run)]
     assert page.locator(".missing").all_text_contents() == ["no picture"] * len(wrong(run))
     assert page.locator("[name=of], canvas").count() == 0
     page.keyboard.type("hmcb[]jx")

@@ -187,6 +187,7 @@ def _gallery(story: Story, wrong: NDArray[np.int64], n: int, weight: float) -> d
     shown = {name for cause in (diagnosis.causes if diagnosis and groups else ()) for name in cause.images}
     first = [k for k, i in enumerate(rows) if predictions.ids[i] in shown]
     chosen = rows[gallery.choose(strata[rows], losses[rows], n, first)]
+    chosen = chosen[np.argsort(-predictions.losses[chosen], kind="stable")]  # where two runs are compared too
     kinds = mistakes.kinds([predictions]).kinds[chosen].tolist() if len(predictions.classes) > 1 else None
     return gallery.payload(
         story.said,

@@ -7,7 +7,7 @@ const start = async () => {
   const list = document.getElementById("cards");
   const { items, classes, now, before, tile: [width, height] } = data;
   const FOR = [213, 94, 0], AGAINST = [0, 114, 178]; // as in heatmaps/drawing.py
-  const MARGIN_STRENGTH = 0.7, PRINTED = 24, ROOM = 16, CONFIDENCE_BANDS = { 0.9: [0.9, 2], 0.5: [0.5, 0.9], 0: [-1, 0.5] };
+  const MARGIN_STRENGTH = 0.7, PRINTED = 24, ROOM = 24, CONFIDENCE_BANDS = { 0.9: [0.9, 2], 0.5: [0.5, 0.9], 0: [-1, 0.5] };
 
   // ---- what is in the data
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -201,7 +201,7 @@ const start = async () => {
       else visible.delete(target);
       if (isIntersecting) draw(target);
     }
-  }, { rootMargin: "100px" });
+  }, { rootMargin: "400px" });
 
   // ---- what is asked for: the form's fields, which the address keeps
   const VIEW = ["heat", "of", "side", "opacity", "threshold", "colours", "cells"];
@@ -272,7 +272,7 @@ const start = async () => {
   };
   const ending = new IntersectionObserver(
     (entries) => entries.at(-1).isIntersecting && list.children.length < shown.length && more(list.children.length + ROOM),
-    { rootMargin: "300px" },
+    { rootMargin: "600px" },
   );
   // `again`: the same was asked for as the last time, and marks alone may have changed.
   const fill = (found, again) => {
