@@ -447,10 +447,10 @@ def test_a_pair_of_the_table_shows_its_images(page: sync_api.Page, single: Case)
 
 def test_cards_say_what_the_run_said(page: sync_api.Page, single: Case) -> None:
     p, drawn = single.now, drawn_cards(page)
-    texts = page.locator(".card").all_text_contents()
-    for i, text in zip(single.rows, texts, strict=True):
+    texts, numbers = (page.locator(part).all_text_contents() for part in (".card", ".card .numbers"))
+    for i, text, figures in zip(single.rows, texts, numbers, strict=True):
         sure, loss = p.probabilities[i].max(), p.losses[i]
-        told, lost = re.search(r"([<>]?[\d.]+) % sure .* loss ([\d.]+)", text).groups()
+        told, lost = re.search(r"([<>]?[\d.]+) % sure .* loss ([\d.]+)", figures).groups()
         assert told == ">99.9" if sure >= 0.9995 else abs(float(told) - 100 * sure) < 0.06  # the page has 4 digits
         assert abs(float(lost) - loss) < 0.0051
         for key, ids in single.causes.items():
@@ -467,12 +467,10 @@ def test_cards_say_what_the_run_said(page: sync_api.Page, single: Case) -> None:
 def drawn_cards(page: sync_api.Page) -> dict[str, dict[str, dict[str, Any]]]:
     """Each shown card's figures by kind: canvas (H, W, 3) uint8, its label, its caption. All are brought on the screen first."""
     size = page.viewport_size
-    count = -1
-    while count != (count := page.locator(".card").count()):  # a higher window brings more cards, until all are there
-        height = page.evaluate("document.getElementById('mistakes').scrollHeight + 400")
-        page.set_viewport_size({"width": 1280, "height": min(int(height), 12_000)})
-        page.evaluate("document.getElementById('mistakes').scrollIntoView()")
-        page.wait_for_timeout(100)
+    shown(page)  # all are in the page then
+    height = page.evaluate("document.getElementById('mistakes').scrollHeight + 400")
+    page.set_viewport_size({"width": 1280, "height": min(int(height), 12_000)})
+    page.evaluate("document.getElementById('mistakes').scrollIntoView()")
     until(page, "[...document.querySelectorAll('.card')].every((c) => !c.checkVisibility() || c.dataset.drawn)")
     found = page.evaluate(
         """() => [...document.querySelectorAll(".card")].filter((card) => card.checkVisibility()).map((card) => [
