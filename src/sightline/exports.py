@@ -30,6 +30,8 @@ from . import marks, mistakes
 from .datasets import IMAGE_FORMATS, Dataset
 from .diagnosis import Diagnosis
 from .exceptions import DataError, RecipeError, RunError, nearest
+from .reporting import GRID, mistakes_sheet
+from .reporting.gallery import Said
 from .runs import Predictions, Run, SavedMaps, write_json, writing
 
 if TYPE_CHECKING:
@@ -53,8 +55,6 @@ COLUMNS = (
     "marked_cause",
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a cell that begins so for a formula
-SHEET = 24  # mistakes in TensorBoard's picture
-SIDE = 160  # pixels of an image in it
 NAMED = 60  # classes up to which the confusion matrix names them
 
 
@@ -325,25 +325,15 @@ def _final(run: Run) -> dict[str, float]:
 
 
 def _sheet(run: Run, source: _Source) -> tuple[NDArray[np.uint8] | None, str]:
-    """Draw the mistakes of the highest loss, one a row beside its heatmaps; or None, and why if it isn't for want of mistakes."""
-    from .heatmaps import drawing
-
-    rows, saved = mistakes.table(run.predictions, SHEET), run.heatmaps
-    if not rows:
+    """Draw the mistakes of the highest loss; or None, and why if it isn't for want of mistakes."""
+    ids = [row["id"] for row in mistakes.table(run.predictions, GRID)]
+    if not ids:
         return None, ""
     try:
-        images = list(source.images([row["id"] for row in rows]))
+        images = dict(zip(ids, source.images(ids), strict=True))
     except DataError as error:
         return None, f"pictures: {error}"
-    where = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
-    drawn: list[list[NDArray[np.uint8]]] = [[image] for image in images]
-    titles = [[f"{row['predicted']} / {row['true']} {row['confidence']:.2f}"] for row in rows]
-    for i, row in enumerate(rows):
-        if saved is not None and row["id"] in where:
-            raw = saved.raw[[where[row["id"]]]]
-            drawn[i] += list(drawing.pictures(raw, images[i][None], [target == "margin" for target in saved.targets])[0])
-            titles[i] += saved.targets
-    return _pixels(drawing.sheet(drawn, titles, SIDE)), ""
+    return _pixels(mistakes_sheet(Said(run.predictions, run.heatmaps), images)), ""
 
 
 def _confusion(predictions: Predictions) -> NDArray[np.uint8]:

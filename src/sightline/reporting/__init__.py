@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import figures, mistakes
 from ..diagnosis import Diagnosis
@@ -39,6 +40,7 @@ __all__ = [
     "Story",
     "draw",
     "duration",
+    "mistakes_sheet",
     "model_table",
     "page_of",
     "percent",
@@ -79,9 +81,10 @@ def report(
     page, drawn = page_of(story, n, weight), draw(story)
     for name, svg in drawn.items():
         write_text(run.folder / "figures" / f"{name}.svg", figures.standalone(svg))
-    if images is not None and page.mistakes:
+    there = {} if images is None else {name: images.images[i] for i, name in enumerate(images.ids)}
+    if any(row.id in there for row in page.first):
         with writing(run.folder / "figures" / "mistakes.png") as part:
-            part.write_bytes(_mistakes_png(said, images, weight))
+            part.write_bytes(mistakes_sheet(said, there, weight))
     path = run.folder / "report.html"
     write_text(path, render(page, drawn))
     return path
@@ -236,21 +239,22 @@ def _those_left(run: Run, data_dir: Path | None, error: RunError) -> tuple[Split
     return Split(images, labels, found.classes, ids), note
 
 
-def _mistakes_png(said: Said, split: Split, weight: float) -> bytes:
-    """Draw the first mistakes as one picture, with their heatmaps where all of them have some."""
+def mistakes_sheet(said: Said, images: Mapping[str, NDArray[np.uint8]], weight: float = 0.725, n: int = GRID) -> bytes:
+    """Draw the `n` mistakes with the highest loss as one picture (PNG), with their heatmaps where all of them have some.
+
+    images: id → (H, W, 3) uint8; a mistake that isn't there is left out. At least one must be there.
+    """
     from ..heatmaps import drawing
 
-    rows, saved = mistakes.table(said.predictions, GRID), said.maps
-    place = {name: i for i, name in enumerate(split.ids)}
-    rows = [row for row in rows if row["id"] in place]
-    images = split.images[[place[row["id"]] for row in rows]]
+    rows, saved = [row for row in mistakes.table(said.predictions, n) if row["id"] in images], said.maps
+    chosen = np.stack([images[row["id"]] for row in rows])
     where = {} if saved is None else {name: i for i, name in enumerate(saved.ids)}
     names: tuple[str, ...] = ()
-    maps = np.zeros((len(rows), 0, *images.shape[1:]), np.uint8)
+    maps = np.zeros((len(rows), 0, *chosen.shape[1:]), np.uint8)
     if saved is not None and all(row["id"] in where for row in rows):
         names, raw = saved.targets, saved.raw[[where[row["id"]] for row in rows]]
-        maps = drawing.pictures(raw, images, [target == "margin" for target in names], weight)
-    pictures = [picture for image, own in zip(images, maps, strict=True) for picture in (image, *own)]
+        maps = drawing.pictures(raw, chosen, [target == "margin" for target in names], weight)
+    pictures = [picture for image, own in zip(chosen, maps, strict=True) for picture in (image, *own)]
     titles = [title for row in rows for title in (f"{row['predicted']} / {row['true']} {row['confidence']:.2f}", *names)]
     line = 2 * (1 + len(names)) if names else 6
     starts = range(0, len(pictures), line)
