@@ -2,7 +2,7 @@
 
     python benchmarks/training.py                    all but the long ones: throughput, loader, share (ten minutes)
     python benchmarks/training.py SECTION …          some of: throughput, loader, share, runs, elsewhere, ablation
-        [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--data-dir DIR]
+        [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--width 0.5] [--data-dir DIR]
 
 throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
 loader       images/s of each built-in recipe's augmentation alone: whole batches, and Albumentations image by image
@@ -133,10 +133,10 @@ def measure(steps: Iterator[None], count: int, batch: int) -> float:
     return count * batch / (time.perf_counter() - start)
 
 
-def learner_of(data: Images, recipe: Recipe, device: torch.device) -> Learner:
-    """A learner with the arithmetic that a training of the recipe chooses."""
+def learner_of(data: Images, recipe: Recipe, device: torch.device, precision: str = "auto") -> Learner:
+    """A learner with that arithmetic, or with what a training of the recipe chooses."""
     steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
-    return Learner.make(data, recipe, choose_arithmetic("auto", recipe, data, steps, device), seed=0, device=device)
+    return Learner.make(data, recipe, choose_arithmetic(precision, recipe, data, steps, device), seed=0, device=device)
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -215,31 +215,30 @@ def share(options: argparse.Namespace) -> dict[str, Any]:
             (a @ a).flatten()[0].item()
         return 8 * 2 * 2048**3 / (time.perf_counter() - start)
 
-    sides: dict[str, tuple[Iterator[None], int, float, str]] = {}
-    for name in ("classic", "fast"):
-        recipe = load_recipe(name).with_(batch_size=500)
-        learner = learner_of(data, recipe, device)
+    sides: dict[str, tuple[Iterator[None], int, float]] = {}
+    for name, precision in (("classic", "auto"), ("classic", "bf16-compiled"), ("strong", "auto"), ("fast", "auto")):
+        recipe = load_recipe(name)
+        learner = learner_of(data, recipe, device, precision)
         with FlopCounterMode(display=False) as counter:
             learner.loss(learner.model, torch.arange(2), learner.images.take(torch.arange(2)), Generator()).mean.backward()
         learner.model.zero_grad()
-        flops = counter.get_total_flops() / 2
-        sides[name] = (sightline_steps(learner, recipe), 500, flops, str(learner.arithmetic))
+        flops, size = counter.get_total_flops() / 2, recipe.batch_size
+        sides[f"{name}, batch {size}, {learner.arithmetic}"] = (sightline_steps(learner, recipe), size, flops)
     for steps, *_ in sides.values():
         next(steps)
     product()
-    found: dict[str, Any] = {
-        name: {"flops_an_image": side[2], "arithmetic": side[3], "share": []} for name, side in sides.items()
-    }
+    found: dict[str, Any] = {name: {"flops_an_image": side[2], "share": []} for name, side in sides.items()}
     peaks = []
     for _ in range(options.rounds):
-        for name, (steps, batch, flops, _) in sides.items():
+        for name, (steps, batch, flops) in sides.items():
             peaks.append(product())
-            found[name]["share"].append(measure(steps, 2, batch) * flops / peaks[-1])
+            found[name]["share"].append(measure(steps, max(2, 1000 // batch), batch) * flops / peaks[-1])
     rows = [
         (name, f"{side['flops_an_image'] / 1e9:.3f}", *(f"{f(side['share']):.0%}" for f in (statistics.median, min, max)))
         for name, side in found.items()
     ]
-    console.print(table(("training step", "GFLOP an image", "share of a bf16 matrix product", "min", "max"), rows))
+    columns = ("training step", "GFLOP an image", "share of a bf16 matrix product", "min", "max")
+    console.print(table(columns, rows, left=("training step",)))
     return {**found, "matrix_product_flops_per_second": peaks}
 
 
@@ -391,7 +390,7 @@ def write_folder(root: Path, size: int = 64) -> str:
 
 def ablation(options: argparse.Namespace) -> dict[str, Any]:
     """`fast` without each of its parts, judged on a tenth of the training images, with the seconds beside."""
-    fast = load_recipe("fast")
+    fast = load_recipe("fast").with_(width=options.width)
     variants: dict[str, Recipe] = {
         "fast": fast,
         "no flip": replace(fast, augment=(RandomCrop(2),)),
@@ -401,10 +400,11 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         "full size throughout": replace(fast, sizes=()),
         "all images in all epochs": replace(fast, keep=()),
         "SGD instead of muon": replace(fast, optimizer="sgd", max_lr=0.4, momentum=0.9, weight_decay=5e-4, decay_all=False),
-        "batch 2,000": replace(fast, batch_size=2000, max_lr=0.24),
+        "batch 2000": replace(fast, batch_size=2000, max_lr=0.24),
         "no whitening": fast,  # `child` sees to it
-        "a quarter wider": replace(fast, width=1.25),
+        "a quarter wider": replace(fast, width=1.25 * options.width),
     }
+    at = "" if options.width == 1 else f" at width {options.width:g}"
     wanted = options.sides.split(",") if options.sides != SIDES else list(variants)
     found = {}
     for name in wanted:
@@ -412,11 +412,19 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         results = []
         for seed in range(options.seeds):
             train_it = partial(one, "", seed, options.data_dir, variants[name], "cifar10", *extra)
-            results.append(once(options, f"ablation, {name} {seed}", train_it))
+            results.append(once(options, f"ablation{at}, {name} {seed}", train_it))
         found[name] = {key: summary([r[key] for r in results]) for key in ("single_view", "views", "seconds_to_model")}
-    rows = [(name, *(f"{values[key]['mean']:.4f}" for key in values)) for name, values in found.items()]
+    rows = [
+        (name, *(_spread(values[key]) for key in ("single_view", "views")), f"{values['seconds_to_model']['mean']:.0f}")
+        for name, values in found.items()
+    ]
     console.print(table(("variant", "single view", "with views", "seconds"), rows, left=("variant",)))
-    return found
+    return {**read(options.json).get("ablation", {}), f"width {options.width:g}": found}
+
+
+def _spread(figures: dict[str, Any]) -> str:
+    """The mean, with the standard deviation of several."""
+    return f"{figures['mean']:.2%}" + (f" ± {figures['sd']:.2%}" if figures["sd"] is not None else "")
 
 
 SIDES = "fast,airbench"
@@ -431,6 +439,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sides", default=SIDES)
+    parser.add_argument("--width", type=float, default=1.0, help="of the nets in `ablation`")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path, default=Path("training.json"))
     for name in ("recipe", "data", "folder"):

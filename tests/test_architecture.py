@@ -90,6 +90,7 @@ FOLDERS = {
         "rate",
         "state",
         "loop",
+        "reproduction",
         "__init__",
     ),
     "heatmaps": (

@@ -461,3 +461,30 @@ def test_the_loop_from_the_command_line(sightline: Sightline, tmp_path: Path) ->
     ):
         code, _, err = sightline("fix", tmp_path / "seed-0", "-o", tmp_path / "fix", *bad)
         assert code == 1 and part in err.replace("\n", " ")
+
+
+def test_reproduce_says_the_same_or_what_differs(sightline: Sightline, finished: Path, tmp_path: Path) -> None:
+    code, out, _ = sightline("reproduce", finished, "-o", tmp_path / "again")
+    assert code == 0
+    assert out.startswith("The same, byte for byte: the history, epochs 1 to 1, and the weights (SHA-256 ")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    info = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps({**info, "seed": info["seed"] + 1}))
+    code, out, _ = sightline("reproduce", old, "-o", tmp_path / "other")
+    assert code == 0
+    assert "Not the same: the history differs from epoch 1 on; the weights differ (SHA-256 " in out
+    assert "Not as it was then: nothing that run.json knows of." in out
+
+    code, out, _ = sightline("reproduce", old, "-o", tmp_path / "third", "--json")
+    told = json.loads(out)
+    assert (code, told["same"], told["differs"], told["changed"]) == (0, False, 1, [])
+    assert told["weights"]["then"] != told["weights"]["now"]
+
+
+def test_reproduce_refuses_a_taken_folder(sightline: Sightline, finished: Path) -> None:
+    code, _, err = sightline("reproduce", finished, "-o", finished)
+    assert code == 1
+    one_line(err, "finished run")

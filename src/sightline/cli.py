@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .prescription import Fix
     from .recipe import Recipe
     from .runs import Run
+    from .training import Reproduction
 
 app = typer.Typer(
     help="Why is an image classifier wrong, and what to change: train, see the mistakes, see where the model looked.",
@@ -259,6 +260,31 @@ def train(
         *_doubts(run.info["suggestion"]),
         f"The run: {folder}. Next: sightline report {folder}",
     )
+
+
+@app.command()
+def reproduce(
+    folder: RunFolder,
+    out_folder: Annotated[Path, typer.Option("-o", "--out", help="the new run's folder; an unfinished one is gone on with")],
+    device: Annotated[str | None, typer.Option(help="another than the run's")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a finished run again as its run.json says, and compare history and weights byte for byte."""
+    from . import runs, training
+
+    run = runs.Run.open(folder)
+    runs.prepare(out_folder)
+    try:
+        with Bars() as bars:
+            found = training.reproduce(run, out_folder, device=device, data_dir=data_dir, on_progress=bars.training)
+    except KeyboardInterrupt:
+        _stopped(out_folder)
+    if as_json:
+        told = {"same": found.same, "epochs": found.epochs, "differs": found.differs, "changed": found.changed}
+        _print_json({"run": str(out_folder), **told, "weights": dict(zip(("then", "now"), found.weights, strict=True))})
+        return
+    _say(*_reproduced(run, found))
 
 
 @app.command()
@@ -850,6 +876,20 @@ def _stopped(folder: Path) -> NoReturn:
     done = "from its last checkpoint, at most a minute back" if (folder / "resume").exists() else "from the start"
     err.print(f"stopped; the same command with -o {folder} goes on {done}", markup=False, soft_wrap=True)
     raise typer.Exit(130)
+
+
+def _reproduced(old: Run, found: Reproduction) -> list[str]:
+    """Whether the same came out, and what may be why it didn't."""
+    then, now = found.weights
+    if found.same:
+        return [f"The same, byte for byte: the history, epochs 1 to {found.epochs}, and the weights (SHA-256 {now})."]
+    history = "is the same" if found.differs is None else f"differs from epoch {found.differs} on"
+    weights = f"are the same (SHA-256 {now})" if then == now else f"differ (SHA-256 {then} then, {now} now)"
+    return [
+        f"Not the same: the history {history}; the weights {weights}. {found.run.judged.capitalize()} accuracy {_accuracy(old)} "
+        f"then, {_accuracy(found.run)} now; whether that is more than chance: sightline compare {old.folder} {found.run.folder}",
+        f"Not as it was then: {'; '.join(found.changed) or 'nothing that run.json knows of'}.",
+    ]
 
 
 def _new_folder(wanted: Path, taken: str = "run.json") -> Path:

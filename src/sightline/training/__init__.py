@@ -7,11 +7,13 @@ learner      a model and what it learns from: a batch becomes a loss
 rate         the range test of a recipe on its data
 state        what changes while a training goes on, as tensors for the disk
 loop         the training, top to bottom
+reproduction a finished run trained again, and compared
 """
 
 from .learner import Learner
 from .loop import train
 from .progress import Progress
 from .rate import find_lr, range_tests, suggested
+from .reproduction import Reproduction, reproduce
 
-__all__ = ["Learner", "Progress", "find_lr", "range_tests", "suggested", "train"]
+__all__ = ["Learner", "Progress", "Reproduction", "find_lr", "range_tests", "reproduce", "suggested", "train"]
