@@ -5,7 +5,8 @@
 
 diagnose   a net is trained on each plant, a cause built into the training images, and on the nulls, which have none, and is
            diagnosed: precision, recall and F1 of the causes; false alarms on the nulls; overlap of the place found with the
-           mark's true place; beside it what simpler rules would have said of the same probes
+           mark's true place. Twice: as it stands, and with 1,000 images without labels from where the model is used, which are
+           as the test images are, but others; beside it what simpler rules and other tools would have said (rivals.py)
 gap        what the first prescription is worth: gap closed = (accuracy after − before) / (trained without the plant − before),
            on a test set where the plant tells nothing; beside it a random prescription, and always TrivialAugment + Cutout
 
@@ -23,24 +24,29 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+import rivals
 from sightline.augment import RandomCrop
 from sightline.datasets import Dataset, hold_out
 from sightline.diagnosis import LEAST, Cause, diagnose, holds
 from sightline.evaluation import open_test
+from sightline.mistakes import false_discovery_rates
 from sightline.planted import NULLS, PLANTS, Plant, plant_of, planted, unplanted
 from sightline.prescription import edits, generic
+from sightline.probes import Subject
 from sightline.recipe import Recipe, load_recipe
 from sightline.runs import Run
 from sightline.terminal import table
 from sightline.training import train
 
 console = Console()
+FIELD = 10_000  # added to the seed: other images than those of the test
 CALIBRATION = 100  # from this seed on, cases only set thresholds
 RECIPE = load_recipe("fast").with_(width=0.5, augment=(RandomCrop(2),))  # no flip: `direction` is to be missed
 
@@ -76,7 +82,13 @@ def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[
     data, plant = make(kind, strength, seed)
     with kept(runs) as folder:
         run = trained(data, folder / f"{kind}-{strength:g}-{seed}", RECIPE, seed)
-        found = diagnose(run, data)
+        field = planted(f"planted:{kind}", seed=seed + FIELD, strength=strength, n_train=10).test.images
+        found = diagnose(run, data, field=field)
+        findings = [
+            {key: f[key] for key in ("probe", "cause", "label", "effect", "p")} for f in found.findings if f["cause"] in LEAST
+        ]
+        subject = Subject.of(run, data)
+        maps = subject.heatmaps()
         return {
             "kind": kind,
             "strength": strength,
@@ -85,9 +97,14 @@ def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[
             "labels": list(plant.labels) if plant else [],
             "causes": [{"id": c.id, "classes": list(c.classes), "effect": c.effect, "kind": c.kind} for c in found.causes],
             "overlap": overlap(found.causes, plant),
-            "findings": [
-                {key: f[key] for key in ("probe", "cause", "label", "effect", "q")} for f in found.findings if f["cause"] in LEAST
-            ],
+            "findings": findings,
+            "rivals": {
+                "largest average drop": rivals.largest_drop(findings),
+                "heatmaps' centre of mass": rivals.centre_of_mass(maps, subject.predicted),
+                "clusters of heatmaps": rivals.heatmap_clusters(maps, subject.labels),
+                "cleanlab's image properties": rivals.image_properties(subject.split.images, subject.labels),
+                "a cause at random": [random.Random(f"{kind} {seed}").choice(list(LEAST))],
+            },
             "dev_accuracy": run.info["results"]["dev_accuracy"],
             "test_accuracy": accuracy_on_test(run, data),
             "seconds": {"training": run.info["results"]["seconds"], "diagnosis": found.seconds},
@@ -170,19 +187,15 @@ def scores(cases: Sequence[dict[str, Any]], named: Callable[[dict[str, Any]], se
     }
 
 
-def by_diagnosis(case: dict[str, Any]) -> set[str]:
-    """The causes that `diagnose` names, by the thresholds as they are now."""
-    return {f["cause"] for f in case["findings"] if holds(f["probe"], f["cause"], f["effect"], f["q"])}
+def by_diagnosis(case: dict[str, Any], field: bool) -> set[str]:
+    """The causes that `diagnose` names, with images from the field or without, by the thresholds as they are now."""
+    findings = [f for f in case["findings"] if field or f["probe"] != "field"]
+    rates = false_discovery_rates(np.array([f["p"] for f in findings]))
+    return {f["cause"] for f, q in zip(findings, rates, strict=True) if holds(f["probe"], f["cause"], f["effect"], float(q))}
 
 
-def by_largest_drop(case: dict[str, Any]) -> set[str]:
-    """What a robustness report says: the transform with the largest drop on average, whatever its sham."""
-    curves = [f for f in case["findings"] if f["label"] is None and f["cause"] not in ("label_errors", "ambiguous")]
-    return {max(curves, key=lambda f: f["effect"])["cause"]} if curves else set()
-
-
-def by_chance(case: dict[str, Any]) -> set[str]:
-    return {random.Random(f"{case['kind']} {case['seed']}").choice(list(LEAST))}
+def by_rival(case: dict[str, Any], name: str) -> set[str]:
+    return set(case["rivals"][name])
 
 
 def show(cases: dict[str, Any]) -> None:
@@ -194,17 +207,22 @@ def show(cases: dict[str, Any]) -> None:
         for kind in kinds:
             own = [case for case in diagnoses if case["kind"] == kind]
             true = set(own[0]["planted"])
-            found = [by_diagnosis(case) for case in own]
+            found = [by_diagnosis(case, field=False) for case in own]
+            with_field = [by_diagnosis(case, field=True) for case in own]
             others = sorted({cause for some in found for cause in some - true})
-            hits = sum(true <= some for some in found) if true else sum(not some for some in found)
+            hits, more = (sum(true <= f if true else not f for f in some) for some in (found, with_field))
             places = [case["overlap"] for case in own if case["overlap"] is not None]
             place = f"{statistics.fmean(places):.2f}" if places else ""
             drop = statistics.fmean(case["dev_accuracy"] - case["test_accuracy"] for case in own)
-            true_names, named = ", ".join(sorted(true)) or "none", f"{hits}/{len(own)}"
-            rows.append((kind, true_names, named, ", ".join(others), place, f"{100 * drop:.1f}"))
-        columns = ("plant", "planted", "named", "also named", "place, IoU", "dev − test, points")
+            true_names, named = ", ".join(sorted(true)) or "none", (f"{hits}/{len(own)}", f"{more}/{len(own)}")
+            rows.append((kind, true_names, *named, ", ".join(others), place, f"{100 * drop:.1f}"))
+        columns = ("plant", "planted", "named", "with field", "also named", "place, IoU", "dev − test, points")
         console.print(table(columns, rows, left=("plant", "planted", "also named")))
-        rules = {"diagnose": by_diagnosis, "largest average drop": by_largest_drop, "a cause at random": by_chance}
+        rules: dict[str, Callable[[dict[str, Any]], set[str]]] = {
+            "diagnose": partial(by_diagnosis, field=False),
+            "diagnose, with images from the field": partial(by_diagnosis, field=True),
+            **{name: partial(by_rival, name=name) for name in diagnoses[0]["rivals"]},
+        }
         scored = {name: scores(diagnoses, rule) for name, rule in rules.items()}
         keys = ("precision", "recall", "f1", "false_alarms")
         drawn = [(name, *(f"{v[key]:.2f}" for key in keys), v["cases"], v["nulls"]) for name, v in scored.items()]

@@ -406,7 +406,6 @@ def test_control_c_leaves_a_run_that_can_be_gone_on_with_and_says_how(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_demo_tells_the_story(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "sightline", "demo", "-o", str(tmp_path / "demo"), "--json"],
@@ -454,6 +453,25 @@ def test_the_loop_from_the_command_line(sightline: Sightline, tmp_path: Path) ->
     assert [run.info["test_opened"] for run in runs] == [1, 1]
     code, out, _ = sightline("compare", tmp_path / "seed-0", tmp_path / "seed-1")
     assert code == 0 and out.lower().startswith(found["verdict"].lower()) and "McNemar" in out
+    there = tmp_path / "there"  # where the model is used it is dark
+    (there / "at night").mkdir(parents=True)
+    for i, image in enumerate(load("planted:clean", seed=5).test.images[:200]):
+        Image.fromarray(image // 4).resize((40, 40)).save(there / "at night" / f"{i}.png")
+    (there / "broken.png").write_bytes(b"no image")
+    code, out, err = sightline("diagnose", tmp_path / "seed-0", "--field", there)
+    assert code == 0 and "broken.png" in err
+    (dark,) = (line for line in out.splitlines() if " lighting " in line and " field " in line)
+    assert " 200 " in dark
+    assert f"sightline fix {tmp_path / 'seed-0'} --field {there} -o FOLDER" in out.replace("\n", "")
+    assert sightline("report", tmp_path / "seed-0")[0] == 0
+    page = (tmp_path / "seed-0" / "report.html").read_text()
+    assert "Where the model is used, by 200 images from there" in page and "look like dev images that were changed so" in page
+    code, _, err = sightline("fix", tmp_path / "seed-0", "-o", tmp_path / "fix")
+    assert code == 1 and "give them again with --field" in err.replace("\n", " ")
+    (there / "at night").rename(tmp_path / "elsewhere")
+    code, _, err = sightline("diagnose", tmp_path / "seed-0", "--field", there)
+    assert code == 1 and "no image can be read in" in err
+    assert sightline("diagnose", tmp_path / "seed-0")[0] == 0  # without the field again
     for bad, part in (
         (("--budget", "soon"), "is no time"),
         (("--not", "hflop"), "hflip"),

@@ -20,6 +20,9 @@ from .exceptions import DataError, RecipeError, RunError, SightlineError
 from .terminal import WORDS, Bars, epoch_table, err, out, printable, table
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .comparison import Comparison, Difference
     from .datasets import Dataset
     from .diagnosis import Diagnosis
@@ -49,6 +52,10 @@ Augment = Annotated[Path | None, typer.Option(help="an augmentation saved by alb
 Width = Annotated[float | None, typer.Option(min=0.01, help="times the channels of a built-in model, instead of the recipe's")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the best there is if not given")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16, fp32-compiled or bf16-compiled")]
+Field = Annotated[
+    Path | None,
+    typer.Option(help="a folder of images from where the model is used, without labels: what sets them apart is looked for too"),
+]
 VERDICTS = ("supported", "weak", "no evidence")  # of `faithfulness`
 Dev = Annotated[float, typer.Option(min=0, max=0.5, help="share of the training images held out to be looked at; 0: none")]
 Seed = Annotated[int, typer.Option(help="of every random number")]
@@ -491,6 +498,7 @@ def compare(
 @app.command()
 def diagnose(
     folder: Seeds,
+    field: Field = None,
     seed: Seed = 0,
     device: Device = None,
     data_dir: DataDir = None,
@@ -503,11 +511,14 @@ def diagnose(
     runs = open_seeds(folder)
     with Bars() as bars:
         bars.step(WORDS["load"], 0, None)
-        found = diagnosis.diagnose(runs, runs[0].dataset(data_dir), seed=seed, device=device, on_progress=bars.step)
+        data, there = runs[0].dataset(data_dir), _from_the_field(runs[0], field)
+        found = diagnosis.diagnose(runs, data, field=there, seed=seed, device=device, on_progress=bars.step)
     if as_json:
         _print_json(json.loads((runs[0].folder / "diagnosis.json").read_text(encoding="utf-8")))
         return
-    _say(*_diagnosed(found), f"All of it: {runs[0].folder / 'diagnosis.json'}. Next: sightline fix {folder}")
+    further = ["--field", str(field)] if field else []
+    command = shlex.join(["sightline", "fix", str(folder), *further, "-o", "FOLDER"])
+    _say(*_diagnosed(found), f"All of it: {runs[0].folder / 'diagnosis.json'}. Next: {command}")
 
 
 @app.command()
@@ -522,6 +533,7 @@ def fix(
         list[str] | None,
         typer.Option("--not", help="what these pictures can't undergo and keep their class, repeatable: hflip, …"),
     ] = None,
+    field: Field = None,
     device: Device = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -542,6 +554,7 @@ def fix(
                 budget=time,
                 seeds=seeds,
                 forbidden=forbidden or (),
+                field=_from_the_field(runs[0], field),
                 device=device,
                 on_progress=bars.fixing,
             )
@@ -708,6 +721,21 @@ def _explained(completeness: float) -> str:
 
 def _counts(verdicts: Any) -> dict[str, int]:
     return {word: int((verdicts == word).sum()) for word in VERDICTS}
+
+
+def _from_the_field(run: Run, folder: Path | None) -> NDArray[np.uint8] | None:
+    """Images of a folder as large as the run's, spread over all of them where they are many."""
+    if folder is None:
+        return None
+    from .imagefiles import image_files, read_images, readable, spread
+    from .probes.field import IMAGES
+
+    height, width, _ = run.info["data"]["shape"]
+    good, images, bad = read_images(spread(image_files([folder]), IMAGES), height, width)
+    _left_out([readable(path) for path in bad])
+    if not good:
+        raise DataError(f"no image can be read in {folder}; give a folder of PNG, JPEG, WebP, BMP or GIF files")
+    return images
 
 
 def _left_out(files: Sequence[str]) -> None:

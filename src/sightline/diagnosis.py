@@ -15,12 +15,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import mistakes
 from .datasets import Dataset
@@ -48,6 +49,8 @@ LEAST = {  # the least effect of each cause, as a share of the images that its p
 }
 # Classes differ in what they lose when a part of the image is taken away by far more than in what one thing draws to them.
 LEAST_BY_PROBE = {"shuffle": 0.35, "place kept": 0.20, "background kept": 0.20}
+# Of accuracy that is lost where the model is used, little matters.
+LEAST_BY_PROBE |= {"field": 0.02}
 REPAIRED = 0.02  # the share of the mistakes that a cause repairs beyond its sham, from which on it costs accuracy now
 SHOWN = 12  # images of a cause
 
@@ -83,7 +86,7 @@ class Diagnosis:
     """What was found: `causes`, the strongest first, and every finding of the first run's probes with its q.
 
     groups: cause id → ids of the mistakes that its counterfactual repairs; "unexplained" → the others. A mistake may be in
-    several.  runs: the folders.  seconds: what it took.
+    several.  runs: the folders.  seconds: what it took.  field: how many images from where the model is used were looked at.
     """
 
     runs: tuple[str, ...]
@@ -94,6 +97,7 @@ class Diagnosis:
     findings: tuple[dict[str, Any], ...]
     groups: dict[str, tuple[str, ...]]
     seconds: float
+    field: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; `from_dict` gives the diagnosis back."""
@@ -125,6 +129,7 @@ class Diagnosis:
             tuple(values["findings"]),
             {key: tuple(ids) for key, ids in values["groups"].items()},
             values["seconds"],
+            values.get("field", 0),
         )
 
     @classmethod
@@ -140,13 +145,15 @@ def diagnose(
     run: Run | Sequence[Run],
     data: Dataset | None = None,
     *,
+    field: NDArray[np.uint8] | None = None,
     seed: int = 0,
     device: str | None = None,
     on_progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Diagnosis:
     """Probe a run, or several seeds of one recipe, on the dev images, and write RUN/diagnosis.json of the first.
 
-    data: the run's data set, loaded by its name if not given.
+    data: the run's data set, loaded by its name if not given.  field: images from where the model is used, without labels,
+    (M, H, W, 3) as large as the data's; what sets them apart is looked for too, see `probes.field`.
     Raises RunError where runs differ in more than their seed, DataError where there are too few dev images for any conclusion.
     """
     begun = time.perf_counter()
@@ -164,9 +171,11 @@ def diagnose(
                 "train with a larger --dev"
             )
         label = "probes" if len(given) == 1 else f"probes, seed {k + 1} of {len(given)}"
-        found.append(probe(subject, seed=seed, on_progress=partial(on_progress, label)))
+        found.append(probe(subject, seed=seed, field=field, on_progress=partial(on_progress, label)))
         subjects.append(subject)
-    diagnosis = concluded(given, subjects, found, lambda: time.perf_counter() - begun)
+    diagnosis = replace(
+        concluded(given, subjects, found, lambda: time.perf_counter() - begun), field=0 if field is None else len(field)
+    )
     write_json(given[0].folder / "diagnosis.json", _plain(diagnosis.to_dict()))
     return diagnosis
 
@@ -191,7 +200,7 @@ def concluded(
         runs[0].classes,
         len(ids),
         len(wrong),
-        tuple(sorted(causes, key=lambda cause: (cause.kind != "cost", -cause.effect / LEAST[cause.id]))),
+        tuple(sorted(causes, key=lambda cause: (cause.kind != "cost", -cause.effect / least(cause.probe, cause.id)))),
         tuple({**_summary(finding), "q": float(rate)} for finding, rate in zip(first, q[0], strict=True)),
         _groups(declared, first, wrong, ids),
         seconds(),
@@ -208,9 +217,14 @@ def false_discovery_rates(findings: Sequence[Finding]) -> list[float]:
     return rates
 
 
+def least(probe: str, cause: str) -> float:
+    """The least effect of a probe that is enough for its cause."""
+    return LEAST_BY_PROBE.get(probe, LEAST[cause])
+
+
 def holds(probe: str, cause: str, effect: float, q: float) -> bool:
     """Whether a finding is enough to declare its cause, as far as one seed goes."""
-    return q <= ALPHA and effect >= LEAST_BY_PROBE.get(probe, LEAST[cause])
+    return q <= ALPHA and effect >= least(probe, cause)
 
 
 def _declared(finding: Finding, q: float) -> bool:
@@ -227,8 +241,8 @@ def _grouped(declared: Sequence[int], findings: Sequence[Finding]) -> dict[tuple
 
 
 def _cause(findings: Sequence[Finding], q: Sequence[float], ids: Sequence[str]) -> Cause:
-    """One cause of the findings that speak for it: the figures are those of the strongest."""
-    best = max(range(len(findings)), key=lambda i: findings[i].effect)
+    """One cause of the findings that speak for it: the figures are those of the strongest, in multiples of what is enough."""
+    best = max(range(len(findings)), key=lambda i: findings[i].effect / least(findings[i].probe, findings[i].cause))
     strongest = findings[best]
     labels = () if any(f.label is None for f in findings) else tuple(sorted({f.label for f in findings if f.label is not None}))
     repaired = max(finding.repaired for finding in findings)

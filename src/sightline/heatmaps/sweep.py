@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from ..datasets import IMAGE_SUFFIXES, read_image
 from ..exceptions import DataError, RecipeError, SightlineError, nearest
+from ..imagefiles import cut_out, image_files, original, read_images, readable
 from ..mistakes import top_mistakes
 from ..models import Normalise, best_device, to_device
 from ..runs import MAP_ARRAYS, MapParts, Predictions, Run, SavedMaps, write_bytes, writing
@@ -208,14 +206,14 @@ def explain_files(
     """
     if (out / "run.json").exists():
         raise RecipeError(f"{out} is a run's folder and has heatmaps of its own: choose another for those of the files")
-    found, wanted, signed = _image_files(paths), _targets(targets, run.classes), [_is_margin(word) for word in targets]
+    found, wanted, signed = image_files(paths), _targets(targets, run.classes), [_is_margin(word) for word in targets]
     parts, rows, unreadable = MapParts(out), list[Explained](), list[str]()
     gallery: list[list[NDArray[np.uint8]]] = []
     with _opened(run, layer, precision, batch_size) as (_, heatmaps, normalised):
         compute = _computing(heatmaps, _methods(method, signed), fuse, aug_smooth, eigen_smooth)
         for start in range(0, len(found), batch_size):
-            files, images_NHWC, bad = _read_batch(found[start : start + batch_size], run)
-            unreadable += map(_text, bad)
+            files, images_NHWC, bad = read_images(found[start : start + batch_size], *run.info["data"]["shape"][:2])
+            unreadable += map(readable, bad)
             if files:
                 maps = compute(normalised(images_NHWC), _spread(wanted, len(files)))
                 parts.add(_arrays(maps), **_names(heatmaps, maps, [aug_smooth, eigen_smooth]))
@@ -226,7 +224,7 @@ def explain_files(
                 rows += new
             progress(min(start + batch_size, len(found)), len(found))
     if not rows:
-        some = _text(found[0]) if found else ", ".join(map(str, paths))
+        some = readable(found[0]) if found else ", ".join(map(str, paths))
         raise DataError(f"no image can be read, such as {some}; give PNG, JPEG, WebP, BMP or GIF files, or folders of them")
     path = out / "sheet.png"
     write_bytes(path, sheet(gallery, [_titles(row, targets) for row in rows[:SHEET_ROWS]], SIDE))
@@ -248,9 +246,9 @@ def compare_methods(
 
     The arguments are those of `explain_files`. Each method has its own scale: the methods' units differ.
     """
-    original, wanted = _original(Path(file)), _targets(targets, run.classes)
-    image = _cut_out(original, run)
-    rows = [[original] for _ in targets]
+    whole, wanted = original(Path(file)), _targets(targets, run.classes)
+    image = cut_out(whole, *run.info["data"]["shape"][:2])
+    rows = [[whole] for _ in targets]
     titles = [[target] for target in targets]
     failed = {}
     with _opened(run, layer, precision, 1) as (_, heatmaps, normalised):
@@ -262,7 +260,7 @@ def compare_methods(
                 except SightlineError as error:
                     failed[f"{method} of {word}"] = str(error)
                 else:
-                    row.append(_over(original, raw, [_is_margin(word)], image.shape[:2])[0])
+                    row.append(_over(whole, raw, [_is_margin(word)], image.shape[:2])[0])
                     title.append(method)
             progress(i + 1, len(METHODS))
     if all(len(row) == 1 for row in rows):
@@ -396,54 +394,13 @@ def _spread(targets: Sequence[Any], n: int) -> Any:
 # --- files ---
 
 
-def _image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files among `paths` and, sorted, the image files in its folders at any depth; hidden ones are left out."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-            found += sorted(file for file in inside if not any(p.startswith(".") for p in file.relative_to(path).parts))
-        else:
-            found.append(path)
-    return found
-
-
-def _original(path: Path) -> NDArray[np.uint8]:
-    """Return an image file as `datasets.load` reads it, (H, W, 3), at its own size. Raises DataError if it can't be read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = read_image(path, None)
-    if isinstance(image, DataError):
-        raise DataError(f"{_text(path)} cannot be read as an image; give a PNG, JPEG, WebP, BMP or GIF file")
-    return image
-
-
-def _cut_out(image_HWC: NDArray[np.uint8], run: Run) -> NDArray[np.uint8]:
-    """Return an image at the size of the run's: resized, the centre cut out, as `datasets.load` does."""
-    height, width, _ = run.info["data"]["shape"]
-    return np.array(ImageOps.fit(Image.fromarray(image_HWC), (width, height), Image.Resampling.BICUBIC))
-
-
-def _read_batch(paths: Sequence[Path], run: Run) -> tuple[list[Path], NDArray[np.uint8], list[Path]]:
-    """Return the files that can be read, their images (N, H, W, 3) at the size of the run's, and the files that can't."""
-    good, images, bad = list[Path](), list[NDArray[np.uint8]](), list[Path]()
-    for path in paths:
-        try:
-            images.append(_cut_out(_original(path), run))
-        except DataError:
-            bad.append(path)
-        else:
-            good.append(path)
-    return good, np.array(images), bad
-
-
 def _rows(run: Run, files: Sequence[Path], maps: Maps, out: Path, done: int) -> list[Explained]:
     """Return the rows of the result for some files, of which `done` others came before."""
     probabilities = np.exp(maps.logits - maps.logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     return [
         Explained(
-            _text(file),
+            readable(file),
             run.classes[maps.logits[i].argmax()],
             float(probabilities[i].max()),
             tuple(maps.scores[i].tolist()),
@@ -452,11 +409,6 @@ def _rows(run: Run, files: Sequence[Path], maps: Maps, out: Path, done: int) -> 
         )
         for i, file in enumerate(files)
     ]
-
-
-def _text(path: Path) -> str:
-    """Return a path as text that can be written and printed: a file's name may hold any bytes."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", os.fsencode(path).decode("utf-8", "replace"))
 
 
 def _plain(stem: str) -> str:
@@ -501,8 +453,8 @@ def _draw(
     file: Path, raw: NDArray[np.float32], signed: Sequence[bool], size: tuple[int, ...], path: Path
 ) -> list[NDArray[np.uint8]]:
     """Write a file's overlays, one beside the other, as a PNG, and return it and them as small as a sheet shows them."""
-    original = _original(file)
-    drawn = _over(original, raw, signed, size)
+    whole = original(file)
+    drawn = _over(whole, raw, signed, size)
     with writing(path) as part:
         Image.fromarray(np.concatenate(drawn, 1)).save(part, "PNG")
-    return [fitted(picture, SIDE) for picture in (original, *drawn)]
+    return [fitted(picture, SIDE) for picture in (whole, *drawn)]

@@ -10,10 +10,14 @@ FOLDER/ARM/seed-S/           full trainings with fresh seeds
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .. import runs
 from ..datasets import Dataset
@@ -77,6 +81,7 @@ def fix(
     seeds: int | None = None,
     forbidden: Sequence[str] = (),
     diagnosis: Diagnosis | None = None,
+    field: NDArray[np.uint8] | None = None,
     device: str | None = None,
     on_progress: OnStep = lambda step: None,
 ) -> Fix:
@@ -85,7 +90,7 @@ def fix(
     run: a run, or several seeds of one recipe.  data: theirs, loaded by its name if not given.  folder: where everything is kept;
     a killed fix goes on from there when called again with the same arguments.  budget: seconds for everything; arms, and seeds
     where they aren't given, are fitted to it.  forbidden: names from `edits.INVARIANCES` that the images don't have.
-    diagnosis: of `run`; else the one in its folder, else it is made.
+    diagnosis: of `run`; else the one in its folder, else it is made.  field: images from where the model is used, see `diagnose`.
 
     The gravest cause comes first: its edits are tried by short fine-tunes beside a sham, and if one is promising it alone is
     proved, by fresh seeds of the current recipe, of the same again (the sham), of the edited one, and of TrivialAugment + Cutout.
@@ -97,8 +102,10 @@ def fix(
     recipe = _recipe_of(given)
     data = given[0].dataset() if data is None else data
     _refuse_unfit(given, data)
-    ground = Ground(given, data, recipe, Path(folder), device, on_progress)
+    ground = Ground(given, data, recipe, Path(folder), device, on_progress, field)
     diagnosis = diagnosis or _diagnosis(ground)
+    if field is None and diagnosis.field:
+        raise DataError(f"the diagnosis looked at {diagnosis.field} images from the field too: give them again with --field")
     found = [(cause, edit) for cause in diagnosis.causes for edit in edits(cause, recipe, size=ground.size, forbidden=forbidden)]
     if not diagnosis.causes:
         return Fix(NOTHING, f"{diagnosis.mistakes} mistakes in {diagnosis.n} images, and no probe found a cause", str(folder))
@@ -112,6 +119,7 @@ def fix(
         "budget": budget,
         "seeds": seeds,
         "forbidden": sorted(forbidden),
+        "field": None if field is None else hashlib.sha256(field.tobytes()).hexdigest(),
         "candidates": [[cause.id, cause.classes, edit.name] for cause, edit in found],
     }
     journal = Journal(ground.folder, settings)
@@ -177,13 +185,13 @@ def _diagnosis(ground: Ground) -> Diagnosis:
     """The diagnosis in the first run's folder, if it is of as many runs; else a new one."""
     path = ground.runs[0].folder / "diagnosis.json"
     found = Diagnosis.read(path) if path.exists() else None
-    if found and len(found.runs) == len(ground.runs):
+    if found and len(found.runs) == len(ground.runs) and (ground.field is None or found.field == len(ground.field)):
         return found
 
     def say(label: str, done: int, total: int) -> None:
         ground.on_progress(Step("diagnose", label, done, total))
 
-    return diagnose(ground.runs, ground.data, device=ground.device, on_progress=say)
+    return diagnose(ground.runs, ground.data, field=ground.field, device=ground.device, on_progress=say)
 
 
 def _planned(ground: Ground, diagnosis: Diagnosis, candidates: int, budget: float | None, seeds: int | None) -> Budget:

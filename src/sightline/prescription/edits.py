@@ -289,18 +289,20 @@ def _position(cause: Cause, recipe: Recipe, size: Size) -> list[_Idea]:
 
 def _colour(cause: Cause) -> list[_Idea]:
     why = "the colour tells the class, so it is varied in training"
-    turns = [0.5] if cause.probe == "grey" else _strengths(cause, 0.1, 0.5)
+    probe = cause.detail.get("change", cause.probe)
+    turns = [0.5] if probe == "grey" else _strengths(cause, 0.1, 0.5)
     jitters = [(v, ColorJitter(0, 0, min(1.0, 4 * v), v, OFTEN)) for v in turns]
     hue = [_Idea(f"hue ±{v:.3g}", (jitter,), ("hue",), why) for v, jitter in jitters]
     grey = _Idea("grey", (Grey(0.5),), ("grey",), "the colour tells the class, so half of the images are shown without any")
-    return [grey, *hue] if cause.probe == "grey" else [hue[0], grey, *hue[1:]]
+    return [grey, *hue] if probe == "grey" else [hue[0], grey, *hue[1:]]
 
 
 def _quality(cause: Cause) -> list[_Idea]:
     why = "a picture of lesser quality is lost, so the quality is lowered in training"
-    if cause.probe == "noise":
+    probe = cause.detail.get("change", cause.probe)
+    if probe == "noise":
         return [_Idea(f"noise {v:.3g}", (Noise((0, v), OFTEN),), ("noise",), why) for v in _strengths(cause, 0.04, 0.3)]
-    if cause.probe == "jpeg":
+    if probe == "jpeg":
         qualities = [round(100 - loss) for loss in _strengths(cause, 40, 95, by=lambda quality: 100 - quality)]
         return [_Idea(f"jpeg {q}", (Jpeg((q, 100), OFTEN),), ("jpeg",), why) for q in qualities]
     return [_Idea(f"blur {v:.3g} px", (Blur((0, v), OFTEN),), ("blur",), why) for v in _strengths(cause, 1.0, 3.0)]

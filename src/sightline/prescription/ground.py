@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..datasets import Dataset
 from ..exceptions import RunError
 from ..recipe import Recipe
@@ -37,7 +40,10 @@ OnStep = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Ground:
-    """The runs to fix, seeds of one recipe; their data; the recipe at the rate that it was trained with; where all is kept."""
+    """The runs to fix, seeds of one recipe; their data; the recipe at the rate that it was trained with; where all is kept.
+
+    field: images from where the model is used, (M, H, W, 3), if there are any.
+    """
 
     runs: tuple[Run, ...]
     data: Dataset
@@ -45,6 +51,7 @@ class Ground:
     folder: Path
     device: str | None
     on_progress: OnStep
+    field: NDArray[np.uint8] | None = None
 
     @property
     def size(self) -> Size:

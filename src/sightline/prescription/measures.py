@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets import Dataset
-from ..diagnosis import LEAST, Cause
+from ..diagnosis import LEAST, Cause, least
 from ..mistakes import confusion_matrix
 from ..probes import Finding, Subject, probe
 from ..runs import Predictions, Run
@@ -42,6 +42,8 @@ def held_back(name: str) -> bool:
 def probes_of(cause: Cause) -> str:
     """The name in `probes.PROBES` under which the cause's probe is made."""
     match cause.id:
+        case _ if cause.probe == "field":
+            return "field"
         case "mark" | "background" | "texture" | "ambiguous":
             return cause.id
         case "tint_frame":
@@ -53,9 +55,20 @@ def probes_of(cause: Cause) -> str:
     return "sensitivity"
 
 
-def standing(nets: Sequence[Run], data: Dataset, cause: Cause, group: Sequence[str], device: str | None = None) -> Standing:
-    """Measure `nets` on the dev images of `data`, and on those of them with the ids in `group`."""
-    findings = [probe(Subject.of(net, data, device=device), only=[probes_of(cause)]) for net in nets]
+def standing(
+    nets: Sequence[Run],
+    data: Dataset,
+    cause: Cause,
+    group: Sequence[str],
+    *,
+    field: NDArray[np.uint8] | None = None,
+    device: str | None = None,
+) -> Standing:
+    """Measure `nets` on the dev images of `data`, and on those of them with the ids in `group`.
+
+    field: images from where the model is used, see `probes.probe`.
+    """
+    findings = [probe(Subject.of(net, data, device=device), field=field, only=[probes_of(cause)]) for net in nets]
     predictions = [net.predictions for net in nets]
     labels = predictions[0].labels
     right, others = np.stack([p.predicted == labels for p in predictions]), ~np.isin(labels, cause.classes)
@@ -85,7 +98,7 @@ def collateral(before: Sequence[Sequence[Finding]], after: Sequence[Sequence[Fin
         then, now = _same(before, finding), _same(after, finding)
         change = _average(now).minus(_average(then))
         everywhere = min(f.effect for f in now) > max((f.effect for f in then), default=0.0)
-        if everywhere and change.value >= LEAST[finding.cause] and change.widened(len(first)).low > 0:
+        if everywhere and change.value >= least(finding.probe, finding.cause) and change.widened(len(first)).low > 0:
             more.append(finding)
     return more
 

@@ -9,7 +9,7 @@ from typing import Any
 from .. import pipelines
 from ..augment import HorizontalFlip, bind, to_albumentations
 from ..comparison import compare_predictions, recipe_difference
-from ..diagnosis import LEAST, Cause, Diagnosis
+from ..diagnosis import Cause, Diagnosis, least
 from ..evaluation import open_test
 from ..exceptions import RecipeError
 from ..probes import Finding, Subject, probe
@@ -45,7 +45,7 @@ def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, diagnosis: 
             "primary": "group" if by_group else "probe",
             "measure": measure,
             "group": list(group),
-            "least": LEAST_GAIN if by_group else LEAST[cause.id],
+            "least": LEAST_GAIN if by_group else least(cause.probe, cause.id),
             "alpha": ALPHA,
             "seeds": {arm: seeds_of(ground, plan, arm) for arm in plan.arms},
         }
@@ -161,7 +161,7 @@ def _on_group(nets: Mapping[str, Sequence[Run]], ids: Sequence[str]) -> dict[str
 
 
 def _all_probes(ground: Ground, net: Run) -> list[Finding]:
-    return probe(Subject.of(net, ground.data, device=ground.device))
+    return probe(Subject.of(net, ground.data, device=ground.device), field=ground.field)
 
 
 def _accuracy(predictions: Iterable[Predictions]) -> float:

@@ -81,10 +81,10 @@ def pruned(
     trials: list[Trial] = []
     for cause, some in groupby(candidates, lambda pair: pair[0]):
         first, group = len(trials), group_of(cause, diagnosis)
-        before = standing(sham, ground.data, cause, group, ground.device)
+        before = _standing(ground, sham, cause, group)
         for _, edit in some:
             nets = _tuned(ground, f"edit {len(trials) + 1}, {edit.name}", edit.apply(ground.recipe), seeds)
-            trials.append(judged(cause, edit, before, standing(nets, ground.data, cause, group, ground.device), len(group)))
+            trials.append(judged(cause, edit, before, _standing(ground, nets, cause, group), len(group)))
         promising = [i for i in range(first, len(trials)) if trials[i].promising]
         if promising:
             enough = NEARLY * max(trials[i].score for i in promising)
@@ -112,6 +112,10 @@ def judged(cause: Cause, edit: Edit, sham: Standing, after: Standing, group: int
         after.worst_class - sham.worst_class,
         effect if gain is None else (effect + gain) / 2,
     )
+
+
+def _standing(ground: Ground, nets: Sequence[Run], cause: Cause, group: Sequence[str]) -> Standing:
+    return standing(nets, ground.data, cause, group, field=ground.field, device=ground.device)
 
 
 def _tuned(ground: Ground, name: str, recipe: Recipe, seeds: int) -> list[Run]:

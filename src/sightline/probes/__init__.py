@@ -10,6 +10,7 @@ marks         a class's recurring patch, put on other images
 scenes        backgrounds, places and surfaces
 features      trivial numbers that tell a class, without the model
 labels        wrong labels, and classes that can't be told apart
+field         what sets images from where the model is used apart
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..exceptions import DataError, RecipeError, SightlineError, nearest
 from .deletion import deletion
 from .evidence import Finding
 from .features import features
+from .field import field as in_the_field
 from .labels import ambiguous, label_errors
 from .marks import marks
 from .scenes import backgrounds, positions, textures
@@ -46,6 +48,7 @@ PROBES = (
     "features",
     "labels",
     "ambiguous",
+    "field",
 )
 SHORTCUTS = ("mark", "tint_frame", "background", "position", "texture")  # causes that are a class's own
 LOOKING = ("deletion", "mark", "position")  # these use heatmaps
@@ -56,19 +59,21 @@ def probe(
     *,
     seed: int = 0,
     maps: NDArray[np.float32] | None = None,
+    field: NDArray[np.uint8] | None = None,
     only: Sequence[str] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finding]:
     """Return the findings of all probes, or of those named in `only` (of PROBES), in a fixed order and number.
 
     Every probe and class is there, also what found nothing: corrections for many tests need them all. maps: heatmaps
-    (N, h, w) of the predicted classes; made where they are needed and not given. The same seed gives the same findings, whatever
-    `only` leaves out, except that what a left-out probe would have found isn't kept out of later ones. `on_progress(done, total)`
-    counts probes.
+    (N, h, w) of the predicted classes; made where they are needed and not given.  field: images (M, H, W, 3) uint8 from where the
+    model is used, without labels; where there are none, the probe "field" isn't made. The same seed gives the same findings,
+    whatever `only` leaves out, except that what a left-out probe would have found isn't kept out of later ones.
+    `on_progress(done, total)` counts probes.
 
     Raises RecipeError for an unknown probe, DataError for maps that don't fit.
     """
-    chosen = PROBES if only is None else tuple(only)
+    chosen = [name for name in (PROBES if only is None else only) if name != "field" or field is not None]
     for name in chosen:
         if name not in PROBES:
             raise RecipeError(f"unknown probe '{name}': {nearest(name, PROBES)}")
@@ -76,12 +81,16 @@ def probe(
         raise DataError(
             f"{len(subject)} images need as many finite maps (N, h, w), not {maps.shape}; leave them out to have them made"
         )
+    if field is not None and field.shape[1:] != subject.split.images.shape[1:]:
+        raise DataError(
+            f"images from the field have the shape {field.shape[1:]}, not {subject.split.images.shape[1:]}; resize them"
+        )
     if maps is None and not set(LOOKING).isdisjoint(chosen):
         maps = _heatmaps(subject)
     known, findings = Known.of(subject), list[Finding]()
     for done, name in enumerate(name for name in PROBES if name in chosen):
         on_progress(done, len(chosen))
-        new = _made(name, subject, np.random.default_rng((seed, zlib.crc32(name.encode()))), known, maps)
+        new = _made(name, subject, np.random.default_rng((seed, zlib.crc32(name.encode()))), known, maps, field)
         known.labels.update(f.label for f in new if f.label is not None and f.cause in SHORTCUTS and clear(f))
         findings += new
     on_progress(len(chosen), len(chosen))
@@ -89,7 +98,12 @@ def probe(
 
 
 def _made(
-    name: str, subject: Subject, random: np.random.Generator, known: Known, maps: NDArray[np.float32] | None
+    name: str,
+    subject: Subject,
+    random: np.random.Generator,
+    known: Known,
+    maps: NDArray[np.float32] | None,
+    field: NDArray[np.uint8] | None,
 ) -> list[Finding]:
     """Make one probe."""
     match name:
@@ -113,6 +127,8 @@ def _made(
             return features(subject, random)
         case "labels":
             return [label_errors(subject)]
+        case "field" if field is not None:
+            return in_the_field(subject, field, random)
     return ambiguous(subject)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import figures
-from ..diagnosis import ALPHA, LEAST, LEAST_BY_PROBE, Cause, Diagnosis, holds
+from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds, least
 from ..prescription.edits import edits
 from .pictures import encoded, joined, tile_of, uri
 from .words import chance, percent, points, span
@@ -84,6 +84,8 @@ EVIDENCE = {  # by probe: what happens with it, and what under its sham
     "jpeg": _SHADED.format("compressed (JPEG, quality 40)"),
     "occlusion": "{rate} of {n} right images are wrong behind a square of a quarter of the side; with as many pixels hidden in "
     "small pieces, {sham}",
+    "field": "Where the model is used, by {n} images from there, {rate} of the answers are lost to it; dev images in their place "
+    "would say {sham}",
     "confident learning": "{rate} of {n} images have a label that is probably wrong; by the model's own doubts alone it would be "
     "{sham}",
     "pairs": "{rate} of {n} mistakes are between the class and the one that it is most confused with; if they were confused as "
@@ -226,7 +228,7 @@ def ranked(diagnosis: Diagnosis) -> list[Cause]:
     """Return the causes in the order of `RULE`."""
 
     def order(cause: Cause) -> tuple[bool, float, float]:
-        evidence = cause.effect / LEAST_BY_PROBE.get(cause.probe, LEAST.get(cause.id, 1.0))
+        evidence = cause.effect / (least(cause.probe, cause.id) if cause.id in LEAST else 1.0)
         return cause.kind != "cost", -evidence * len(diagnosis.groups.get(cause.id, ())), -evidence
 
     return sorted(diagnosis.causes, key=order)
@@ -334,6 +336,10 @@ def _detail(cause: Cause) -> str:
         top, left, height, width = known["box"]
         held = f"{percent(known['held'])} of the class's images hold it, {percent(known['elsewhere'])} of the others"
         return f"The mark: {height} × {width} pixels, from row {top} and column {left}; {held}."
+    if cause.probe == "field":
+        unit = figures.MAGNITUDES.get(known["change"], "")
+        looks = f"{percent(known['share'])} of the images from the field look like dev images that were changed so"
+        return f"{looks}; the costliest change: {known['change']}, {known['magnitude']:g} {unit}."
     if known.get("form") == "frame":
         return f"The frame is {known['width']} pixel{'s' * (known['width'] != 1)} wide."
     if "levels" in known:
