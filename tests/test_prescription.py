@@ -28,6 +28,7 @@ from sightline.augment import (
     Jpeg,
     Noise,
     RandomCrop,
+    Recombine,
     Restyle,
     Rotate,
     Scale,
@@ -39,7 +40,7 @@ from sightline.augment import (
 )
 from sightline.datasets import Dataset, hold_out
 from sightline.diagnosis import LEAST, Cause, Diagnosis
-from sightline.exceptions import RecipeError, RunError, TrainingError
+from sightline.exceptions import DataError, RecipeError, RunError, TrainingError
 from sightline.mistakes import newcombe, wilson
 from sightline.prescription import INVARIANCES, Costs, Fix, Interval, Step, edits, fix, generic, plan_budget, verdict
 from sightline.prescription import ground as ground_module
@@ -101,8 +102,8 @@ PLAIN = Recipe("plain", augment=())
         (curve("blur_noise", "blur", 1, 1), [(Blur((0, 2), 0.8),), (Blur((0, 1), 0.8),)]),
         (curve("blur_noise", "noise", 0.04, 0.04), [(Noise((0, 0.08), 0.8),), (Noise((0, 0.04), 0.8),)]),
         (curve("blur_noise", "jpeg", 70, 40), [(Jpeg((40, 100), 0.8),), (Jpeg((70, 100), 0.8),), (Jpeg((5, 100), 0.8),)]),
-        (cause("background"), [(Backdrop(p=0.8),), (Backdrop(p=0.5),)]),
-        (cause("texture"), [(Restyle(1.0, 0.8),), (Restyle(0.5, 0.8),), (Blur((0, 1.5), 0.8),)]),
+        (cause("background"), [(Recombine(0.5),), (Backdrop(p=0.8),), (Backdrop(p=0.5),)]),
+        (cause("texture"), [(Recombine(0.5),), (Restyle(1.0, 0.8),), (Blur((0, 1.5), 0.8),)]),
         (cause("tint_frame"), [(Tint(0.16, 1.0),), (Tint(0.32, 1.0),)]),
         (cause("tint_frame", detail={"form": "frame", "width": 3}), [(Frame(3, 1.0),), (Frame(6, 1.0),)]),
         (cause("ambiguous"), []),
@@ -167,7 +168,7 @@ RELIES = {  # written down a second time, by name: what each transform takes for
     "Noise": {"noise"},
     "Jpeg": {"jpeg"},
     "Tint": {"hue"},
-    "Restyle": {"hue", "texture"},
+    **{name: {"hue", "texture"} for name in ("Restyle", "Recombine")},
     "Backdrop": {"background"},
     **{name: {"erase"} for name in ("CoarseDropout", "RandomErasing", "CutMix", "Erase", "Stamp", "Frame")},
 }
@@ -225,7 +226,7 @@ def test_an_edited_policy_has_every_kind_once_and_in_order(recipe: Recipe) -> No
     order = [
         *("Erase", "Stamp", "Frame"),
         *("RandomCrop", "Shift", "Scale", "Rotate", "HorizontalFlip"),
-        "Backdrop",
+        *("Backdrop", "Recombine"),
         *("ColorJitter", "Grey", "Tint", "Restyle", "TrivialAugmentWide"),
         *("Blur", "Noise", "Jpeg"),
         *("CoarseDropout", "RandomErasing"),
@@ -233,7 +234,7 @@ def test_an_edited_policy_has_every_kind_once_and_in_order(recipe: Recipe) -> No
     ]
     groups = {
         name: i
-        for i, names in enumerate((order[:3], order[3:8], order[8:9], order[9:14], order[14:17], order[17:19], order[19:]))
+        for i, names in enumerate((order[:3], order[3:8], order[8:10], order[10:15], order[15:18], order[18:20], order[20:]))
         for name in names
     }
     for given in VARIANTS:
@@ -432,6 +433,24 @@ def test_a_cause_is_probed_again_by_its_own_probe(run: Run, data: Dataset) -> No
             assert f.cause not in LEAST or probes_of(cause(f.cause, f.probe)) == name
 
 
+def test_a_cause_from_the_field_is_probed_again_with_the_images_from_there(
+    run: Run, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def asked(subject: Subject, **arguments: Any) -> list[Finding]:
+        seen.append(arguments)
+        return [finding("darker", "lighting", 0.5), finding("field", "lighting", 0.2)]
+
+    monkeypatch.setattr(measures_module, "probe", asked)
+    there, dark = np.zeros((5, *data.train.images.shape[1:]), np.uint8), cause("lighting", "field")
+    assert standing([run], data, dark, (), field=there).effect.value == 0.2
+    assert [(arguments["only"], arguments["field"] is there) for arguments in seen] == [(["field"], True)]
+    looked = replace(diagnosed(run, dark), field=5)
+    with pytest.raises(DataError, match="5 images from the field"):
+        fix(run, data, run.folder / "fix", diagnosis=looked)
+
+
 def test_only_what_is_clearly_worse_is_collateral() -> None:
     names = ["clearly", "hardly", "unsure", "better"]
     before = [[finding(name, "rotation", 0.1) for name in names] + [finding("patch", "mark", 0.0), finding("x", "ambiguous", 0)]]
@@ -492,14 +511,14 @@ def test_the_first_of_nearly_equal_edits_is_taken(
 ) -> None:
     nets = iter([(0.4, 0.9), *zip(effects, accuracies, strict=True)])  # the sham's, then each edit's
 
-    def measured(*_: Any) -> Standing:
+    def measured(*_: Any, **__: Any) -> Standing:
         effect, accuracy = next(nets)
         return Standing(Interval(effect, effect, effect), None, accuracy, 0.5)
 
     monkeypatch.setattr(pruning_module, "standing", measured)
     monkeypatch.setattr(pruning_module, "_tuned", lambda *_: [])
     given = cause("mark", "patch")
-    here: Any = SimpleNamespace(recipe=PLAIN, data=None, device=None)
+    here: Any = SimpleNamespace(recipe=PLAIN, data=None, device=None, field=None)
     none = Diagnosis((), (), 0, 0, (given,), (), {}, 0.0)
     trials, chosen = pruned(here, 1, [(given, edit) for edit in edits(given, PLAIN)], none)
     assert chosen == best
@@ -574,7 +593,7 @@ class Probes:
     def of(self, run: Run, data: Dataset, *, device: str | None = None) -> Run:
         return run
 
-    def probe(self, run: Run, *, only: list[str] | None = None) -> list[Finding]:
+    def probe(self, run: Run, *, field: Any = None, only: list[str] | None = None) -> list[Finding]:
         flips = any(t["transform"] == "HorizontalFlip" for t in run.info["recipe"]["augment"])
         all_of_them = [
             finding("flip", "missing_flip", self.effect if flips else 0.4),

@@ -30,6 +30,7 @@ from sightline.augment import (
     Frame,
     HorizontalFlip,
     PerSample,
+    Recombine,
     Restyle,
     Stamp,
     Tint,
@@ -171,6 +172,33 @@ def test_restyling_equals_scipy_s_correlation(shape: tuple[int, int, int]) -> No
     assert torch.equal(result[5], images[5])
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 9, 12), (3, 8, 7)], ids=str)
+def test_recombining_equals_numpys_transform_with_the_partners_amplitudes(shape: tuple[int, int, int]) -> None:
+    images, g = noise(8, *shape), seeded(5)
+    chosen, partner = torch.tensor([True] * 6 + [False, True]), torch.randperm(8, generator=g)
+    result = Recombine().apply(images, chosen, partner)
+    for i, channel in np.ndindex(8, shape[0]):
+        own, other = (np.fft.fft2(images[k, channel].double().numpy()) for k in (i, int(partner[i])))
+        mixed = np.fft.ifft2(np.abs(other) * np.exp(1j * np.angle(own)))
+        assert np.abs(mixed.imag).max() < 1e-9
+        expected = np.clip(mixed.real, 0, 255) if chosen[i] else images[i, channel].numpy()
+        assert np.abs(result[i, channel].numpy() - expected).max() < 0.51
+
+
+def test_recombining_takes_tint_and_stripes_from_the_partner_and_leaves_edges_where_they_are() -> None:
+    """Two halves, one tinted and striped: the other gets its mean colour and its stripes' strength, and keeps its own edge."""
+    edge = torch.full((1, 3, 16, 16), 80, dtype=torch.uint8)
+    edge[..., 8:] = 160
+    striped = torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
+    striped[:, 0] += 60
+    striped[:, :, ::2] += 40
+    images = torch.cat((edge, striped))
+    result = Recombine().apply(images, torch.tensor([True, True]), torch.tensor([1, 0])).double()
+    np.testing.assert_allclose(result[0].mean((1, 2)), striped[0].double().mean((1, 2)), atol=1)
+    np.testing.assert_allclose(result[1].mean((1, 2)), edge[0].double().mean((1, 2)), atol=1)
+    assert Recombine().apply(images, torch.tensor([True, True]), torch.tensor([0, 1])).equal(images)
+
+
 # What is drawn
 
 
@@ -226,6 +254,7 @@ def test_a_place_erased_with_noise_holds_every_level_equally_and_tells_nothing_o
         (Tint(1.0, 0.6), 0.6),
         (Backdrop(p=0.4), 0.4),
         (Restyle(1.0, 0.2), 0.2),
+        (Recombine(0.7), 0.7),
     ],
     ids=repr,
 )
@@ -254,7 +283,7 @@ def test_draws_are_distributed_as_in_the_exported_pipeline(transform: Transform)
 
 DRAWN = [
     *(Stamp(PATCH, 3, 5), Erase(1, 2, 3, 4, 0.6, (1.0, 2.0, 3.0)), Erase(1, 2, 3, 4, 0.6, "noise"), Frame(), Tint()),
-    *(Backdrop(), Restyle()),
+    *(Backdrop(), Restyle(), Recombine()),
 ]
 
 
@@ -434,6 +463,7 @@ def test_a_damaged_export_is_refused(transform: Any, p: float, message: str) -> 
         (lambda: Backdrop(p=2), "p"),
         (lambda: Restyle(-0.1), "strength"),
         (lambda: Restyle(p=2), "p"),
+        (lambda: Recombine(-1), "p"),
     ],
 )
 def test_nonsense_is_refused_when_a_transform_is_made(make: Any, name: str) -> None:

@@ -19,7 +19,7 @@ from .mixing import CutMix, MixUp
 from .persample import PerSample
 from .policy import augment, bind, from_dicts, look, rates, to_dicts
 from .quality import Blur, Jpeg, Noise
-from .remedies import Backdrop, Erase, Frame, Restyle, Stamp, Tint
+from .remedies import Backdrop, Erase, Frame, Recombine, Restyle, Stamp, Tint
 from .trivial import TrivialAugmentWide
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "PerSample",
     "RandomCrop",
     "RandomErasing",
+    "Recombine",
     "Restyle",
     "Rotate",
     "Scale",

@@ -18,7 +18,7 @@ from .geometry import HorizontalFlip, RandomCrop, Rotate, Scale, Shift, Vertical
 from .mixing import CutMix, MixUp
 from .persample import PerSample
 from .quality import Blur, Jpeg, Noise
-from .remedies import Backdrop, Erase, Frame, Restyle, Stamp, Tint
+from .remedies import Backdrop, Erase, Frame, Recombine, Restyle, Stamp, Tint
 from .trivial import TrivialAugmentWide
 
 
@@ -83,7 +83,7 @@ TRANSFORMS: dict[str, type[Any]] = {
     t.__name__: t
     for t in (
         *(RandomCrop, Shift, Scale, Rotate, HorizontalFlip, VerticalFlip, CoarseDropout, RandomErasing),
-        *(Stamp, Erase, Frame, Tint, Backdrop, Restyle),
+        *(Stamp, Erase, Frame, Tint, Backdrop, Restyle, Recombine),
         *(ColorJitter, Grey, Blur, Noise, Jpeg, TrivialAugmentWide, MixUp, CutMix, PerSample),
     )
 }

@@ -280,6 +280,36 @@ class Restyle:
         return result
 
 
+@dataclass(frozen=True)
+class Recombine:
+    """With probability `p`, give the image the amplitudes of another image of the batch, and leave it its phases.
+
+    Of the two-dimensional Fourier transform of each channel the phases say where things are, and the amplitudes how much of each
+    colour, each fineness and each direction there is: tints, stripes and textures. A class's own are so put on every class
+    alike. The other image is drawn like MixUp's: each image of the batch is one's partner. The label stays that of the phases.
+
+    "APR-P": Chen et al. 2021, https://arxiv.org/abs/2108.08487. Albumentations has no equivalent: it knows one image at a time.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_p(self)
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        n = len(images)
+        return self.apply(images, happens(self.p, n, generator), torch.randperm(n, generator=generator))
+
+    def apply(self, images: Tensor, chosen: Tensor, partner: Tensor) -> Tensor:
+        """Take the amplitudes of images[partner (N,)] where chosen (N,) bool is True."""
+
+        def recombined(some: Tensor, rows: Tensor) -> Tensor:
+            own, other = (torch.fft.rfft2(x.float()) for x in (some, images[partner[rows].to(images.device)]))
+            return to_uint8(torch.fft.irfft2(torch.polar(other.abs(), own.angle()), s=some.shape[2:]))
+
+        return change(images.clone(), chosen, recombined)
+
+
 # Places
 
 

@@ -28,6 +28,7 @@ from ..augment import (
     Noise,
     RandomCrop,
     RandomErasing,
+    Recombine,
     Restyle,
     Rotate,
     Scale,
@@ -56,7 +57,7 @@ INVARIANCES = (  # what a picture may undergo and keep its class, unless its own
 STAGES: tuple[tuple[type[Any], ...], ...] = (
     (Erase, Stamp, Frame),
     (RandomCrop, Shift, Scale, Rotate, HorizontalFlip, VerticalFlip),
-    (Backdrop,),
+    (Backdrop, Recombine),
     (ColorJitter, Grey, Tint, Restyle, TrivialAugmentWide),
     (Blur, Noise, Jpeg),
     (CoarseDropout, RandomErasing),
@@ -244,16 +245,17 @@ def _ideas(cause: Cause, recipe: Recipe, size: Size) -> list[_Idea]:
             return _occlusion(cause, size)
         case "background":
             why = "the background tells the class, so behind each thing is put another image's, whatever its class"
-            return [_Idea(f"backdrop {100 * p:.0f} %", (Backdrop(p=p),), ("background",), why) for p in (OFTEN, 0.5)]
+            backdrops = [_Idea(f"backdrop {100 * p:.0f} %", (Backdrop(p=p),), ("background",), why) for p in (OFTEN, 0.5)]
+            return [_recombined("the background"), *backdrops]
         case "mark":
             return _mark(cause, size)
         case "tint_frame":
             return _tint_frame(cause, size)
         case "texture":
             why = "the texture tells the class, so it is changed at random in training, and the shape must tell"
-            restyles = [_Idea(f"restyle {v:.3g}", (Restyle(v, OFTEN),), ("texture", "hue"), why) for v in (1.0, 0.5)]
             return [
-                *restyles,
+                _recombined("the texture"),
+                _Idea("restyle 1", (Restyle(1.0, OFTEN),), ("texture", "hue"), why),
                 _Idea("blur 1.5 px", (Blur((0, 1.5), OFTEN),), ("blur",), "a blur takes the texture's detail away"),
             ]
         case "label_errors":
@@ -274,6 +276,12 @@ def _strengths(cause: Cause, default: float, most: float, by: Callable[[float], 
     judged = by(cause.detail.get("reference") or default)
     # Rounded, so that equal strengths of two logarithms are one.
     return list(dict.fromkeys(round(min(v, most), 9) for v in (max(2 * knee, judged), knee, 2 * judged)))
+
+
+def _recombined(what: str) -> _Idea:
+    """Amplitudes of any other image: half of the images keep their own, or nothing would look as it is."""
+    why = f"{what} tells the class, so colours and textures are exchanged between images, and where things are must tell"
+    return _Idea("recombine 50 %", (Recombine(0.5),), ("texture", "hue"), why)
 
 
 def _position(cause: Cause, recipe: Recipe, size: Size) -> list[_Idea]:
