@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 import rivals
@@ -63,6 +64,11 @@ def make(kind: str, strength: float, seed: int) -> tuple[Dataset, Plant | None]:
     return hold_out(planted(name, seed=seed, strength=strength), 0.1), plant_of(name)
 
 
+def in_the_field(kind: str, strength: float, seed: int) -> NDArray[np.uint8]:
+    """Images as the test's are, but others: (1000, H, W, 3)."""
+    return planted(f"planted:{kind}", seed=seed + FIELD, strength=strength, n_train=10).test.images
+
+
 def trained(data: Dataset, folder: Path, recipe: Recipe, seed: int) -> Run:
     """The run in that folder; trained if there is none."""
     if (folder / "run.json").exists():
@@ -82,8 +88,7 @@ def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[
     data, plant = make(kind, strength, seed)
     with kept(runs) as folder:
         run = trained(data, folder / f"{kind}-{strength:g}-{seed}", RECIPE, seed)
-        field = planted(f"planted:{kind}", seed=seed + FIELD, strength=strength, n_train=10).test.images
-        found = diagnose(run, data, field=field)
+        found = diagnose(run, data, field=in_the_field(kind, strength, seed))
         findings = [
             {key: f[key] for key in ("probe", "cause", "label", "effect", "p")} for f in found.findings if f["cause"] in LEAST
         ]
@@ -138,7 +143,7 @@ def gap(kind: str, strength: float, seed: int, runs: Path | None) -> dict[str, A
 
         run, before = arm("before", RECIPE)
         _, oracle = arm("oracle", RECIPE, without)
-        causes = diagnose(run, data).causes
+        causes = diagnose(run, data, field=in_the_field(kind, strength, seed)).causes
         first = next((edit for cause in causes for edit in edits(cause, RECIPE)), None)
         every = [edit for cause in LEAST for edit in edits(_any(cause), RECIPE)]
         drawn = random.Random(f"{kind} {seed}").choice(every)
