@@ -82,7 +82,7 @@ def test_every_cause_probe_and_arm_has_its_words() -> None:
     own = {curve.probe for curve in CURVES}
     assert set(figures.MAGNITUDES) == own
     others = {"patch", "frame", "tint", "background", "background kept", "place", "place kept", "texture", "shuffle"}
-    assert set(causes.EVIDENCE) == own | others | {"confident learning", "pairs"}
+    assert set(causes.EVIDENCE) == own | others | {"confident learning", "pairs", "field"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,19 @@ def test_evidence_says_the_probe_its_sham_and_the_interval() -> None:
     )
     assert marked.repaired == "Undoing it repairs none of the 20 mistakes."
     assert marked.classes == (HOSTILE,) and HOSTILE not in marked.evidence
+
+
+def test_a_cause_from_the_field_says_how_much_of_it_looks_so() -> None:
+    looks = {"also": [], "share": 0.83, "change": "darker", "magnitude": -0.75, "knee": -0.75, "reference": -0.75, "alike": 0.1}
+    shown = card(cause("lighting", "field", 0.07, detail=looks))
+    assert shown.evidence.startswith(
+        "Where the model is used, by 300 images from there, 9.0 % of the answers are lost to it; dev images in their place would say "
+        "2.0 %. Difference +7.0 points"
+    )
+    assert shown.detail == (
+        "83.0 % of the images from the field look like dev images that were changed so; the costliest change: darker, −0.75 of the "
+        "brightness."
+    )
 
 
 def test_doubts_are_said() -> None:

@@ -339,7 +339,8 @@ def _detail(cause: Cause) -> str:
     if cause.probe == "field":
         unit = figures.MAGNITUDES.get(known["change"], "")
         looks = f"{percent(known['share'])} of the images from the field look like dev images that were changed so"
-        return f"{looks}; the costliest change: {known['change']}, {known['magnitude']:g} {unit}."
+        magnitude = f"{known['magnitude']:g}".replace("-", "−")
+        return f"{looks}; the costliest change: {known['change']}, {magnitude} {unit}."
     if known.get("form") == "frame":
         return f"The frame is {known['width']} pixel{'s' * (known['width'] != 1)} wide."
     if "levels" in known:
