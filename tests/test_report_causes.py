@@ -138,12 +138,12 @@ def test_a_cause_from_the_field_says_how_much_of_it_looks_so() -> None:
     looks = {"also": [], "share": 0.83, "change": "darker", "magnitude": -0.75, "knee": -0.75, "reference": -0.75, "alike": 0.1}
     shown = card(cause("lighting", "field", 0.07, detail=looks))
     assert shown.evidence.startswith(
-        "Where the model is used, by 300 images from there, 9.0 % of the answers are lost to it; dev images in their place would say "
-        "2.0 %. Difference +7.0 points"
+        "Where the model is used, by 300 images from there, 9.0 % of the answers are lost to it; dev images in their place would "
+        "say 2.0 %. Difference +7.0 points"
     )
     assert shown.detail == (
-        "83.0 % of the images from the field look like dev images that were changed so; the costliest change: darker, −0.75 of the "
-        "brightness."
+        "83.0 % of the images from the field look like dev images that were changed so; the costliest change: darker, −0.75 of "
+        "the brightness."
     )
 
 
