@@ -77,10 +77,9 @@ def demo(
 
     folder = folder or _new_folder(Path("runs/demo"))
     mended = folder.with_name(f"{folder.name}-fix")
+    quick = load_recipe("fast").with_(width=0.5, epochs=8)  # it is trained five times
     with Bars() as bars:
-        run = train(
-            "planted", folder, recipe=load_recipe("fast").with_(width=0.5, epochs=8), seed=seed, on_progress=bars.training
-        )
+        run = train("planted", folder, recipe=quick, seed=seed, on_progress=bars.training)
         data = run.dataset()
         explain(run, data, progress=lambda done, total: bars.step("heatmaps", done, total))
         found = diagnose(run, data, on_progress=bars.step)
