@@ -16,16 +16,17 @@ from sightline.planted import plant_of, planted
 from sightline.training import train
 
 
-def found_in(kind: str, folder: Path) -> Diagnosis:
-    """The diagnosis of a net trained on a plant, with images from where the plant tells nothing."""
+def found_in(kind: str, folder: Path, n: int, field: int) -> Diagnosis:
+    """The diagnosis of a net trained on a plant, with so many images from where the plant tells nothing."""
     name = f"planted:{kind}"
-    data = hold_out(planted(name, n_train=2000, n_test=10), 0.15)
+    data = hold_out(planted(name, n_train=n, n_test=10), 0.15)
     run = train(data, folder, recipe=plantbench.RECIPE, precision="fp32")
-    return diagnose(run, data, field=planted(name, seed=1, n_train=10, n_test=500).test.images)
+    there = planted(name, seed=1, n_train=10, n_test=field).test.images if field else None
+    return diagnose(run, data, field=there)
 
 
 def test_a_mark_is_named_with_its_class_and_its_place(tmp_path: Path) -> None:
-    found, plant = found_in("mark", tmp_path / "run"), plant_of("planted:mark")
+    found, plant = found_in("mark", tmp_path / "run", 1500, 0), plant_of("planted:mark")
     assert plant is not None
     marks = [cause for cause in found.causes if cause.id == "mark"]
     assert [cause.classes for cause in marks] == [plant.labels]
@@ -34,12 +35,12 @@ def test_a_mark_is_named_with_its_class_and_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_named_where_nothing_is_planted(tmp_path: Path) -> None:
-    assert found_in("clean", tmp_path / "run").causes == ()
+    assert found_in("clean", tmp_path / "run", 2000, 500).causes == ()
 
 
 @pytest.mark.slow
 def test_light_is_named_that_only_the_field_shows(tmp_path: Path) -> None:
-    found = found_in("lighting", tmp_path / "run")
+    found = found_in("lighting", tmp_path / "run", 2000, 500)
     assert ("lighting", "field") in [(cause.id, cause.probe) for cause in found.causes]
     assert found.field == 500
 
