@@ -25,6 +25,7 @@ def found_in(kind: str, folder: Path, n: int, field: int) -> Diagnosis:
     return diagnose(run, data, field=there)
 
 
+@pytest.mark.slow
 def test_a_mark_is_named_with_its_class_and_its_place(tmp_path: Path) -> None:
     found, plant = found_in("mark", tmp_path / "run", 1500, 0), plant_of("planted:mark")
     assert plant is not None
