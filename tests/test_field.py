@@ -88,6 +88,10 @@ def test_descriptors_tell_a_diagonal_from_its_mirror_image_and_a_blur_from_noise
     assert noise[1] > 0.1 and (one - noise).abs().max() > 0.1
 
 
+def test_an_image_of_one_block_has_numbers_too() -> None:
+    assert descriptors(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).isfinite().all()
+
+
 def test_each_number_falls_into_one_bin() -> None:
     random = np.random.default_rng(0)
     values = random.normal(size=(50, 3))

@@ -67,9 +67,9 @@ def field(subject: Subject, images: NDArray[np.uint8], random: np.random.Generat
     """Return a finding a cause of CAUSES, called "field": the share of accuracy that the field loses by it, beyond the sham's.
 
     images: (M, H, W, 3), the field's, as large as the subject's. rate: the share of the field that looks like each of the cause's
-    changes, times the accuracy that this takes from the dev images, summed. The
-    interval is twice the spread over dev and field resampled. p is the larger of two: of how much nearer the best of the cause's
-    changes brings dev images to the field, among what the best of all does to the shams; and of the effect against its spread.
+    changes, times the accuracy that this takes from the dev images, summed. The interval is twice the spread over dev and field
+    resampled. p is the larger of two: of how much nearer the best of the cause's changes brings dev images to the field, among
+    what the best of all does to the shams; and of the effect against its spread.
     rows: right images that the costliest change makes wrong. detail: share, of the field; change and magnitude, the costliest;
     knee, reference, that magnitude, for what is prescribed; alike, the share of the field that looks like dev.
     """
@@ -92,11 +92,8 @@ def field(subject: Subject, images: NDArray[np.uint8], random: np.random.Generat
     drawn = [_drawn(versions, wanted, len(there), random) for _ in range(RESAMPLES)]
     shares = chosen(histograms, aim, penalties)
     of_shams, of_drawn = (np.stack([chosen(*some, penalties) for some in several]) for several in (shams, drawn))
-    alone = np.eye(len(shares))[0]
-    apart, of_alone = distance(histograms, aim, alone), [distance(*sham, alone) for sham in shams]
-    left = np.mean([distance(*sham, own) for sham, own in zip(shams, of_shams, strict=True)])
-    explained = float((apart - distance(histograms, aim, shares)) / max(apart - left, 1e-12))
-    if apart > np.quantile(of_alone, ALLOWED) and explained < EXPLAINED:
+    explained = _explained((histograms, aim), shares, shams, of_shams)
+    if explained is not None and explained < EXPLAINED:
         note = f"the changes tried explain {max(explained, 0.0):.0%} of what sets the field apart: it is something else"
         return [nothing("field", cause, None, note) for cause in CAUSES]
     nearer = pulls(histograms, aim) / spread
@@ -202,6 +199,8 @@ def _blocks(light: Tensor) -> Tensor:
     """How much more the light changes from block to block than within, (B,)."""
     across = (light[:, :, 1:] - light[:, :, :-1]).abs().mean(1)
     at_edge = torch.arange(1, light.shape[2], device=light.device) % BLOCK == 0
+    if not at_edge.any():  # an image of one block
+        return torch.zeros_like(across[:, 0])
     return across[:, at_edge].mean(1) - across[:, ~at_edge].mean(1)
 
 
@@ -248,6 +247,21 @@ def _drawn(
         for n, total in ((versions.shape[1], versions.shape[1]), (there, len(field_)))
     )
     return np.tensordot(versions, own, (1, 0)).T, other @ field_
+
+
+def _explained(
+    field_: tuple[Floats, Floats], shares: Floats, shams: list[tuple[Floats, Floats]], of_shams: Floats
+) -> float | None:
+    """Return how much of what sets the field apart a mixture takes away, beyond what is left of shams; None where nothing does.
+
+    field_, shams: histograms and what they are to come near, see `mixture`.  shares: (K,), of_shams: (S, K).
+    """
+    alone = np.eye(len(shares))[0]
+    apart = distance(*field_, alone)
+    if apart <= np.quantile([distance(*sham, alone) for sham in shams], ALLOWED):
+        return None
+    left = float(np.mean([distance(*sham, own) for sham, own in zip(shams, of_shams, strict=True)]))
+    return (apart - distance(*field_, shares)) / max(apart - left, 1e-12)
 
 
 def _of(cause: str) -> Bools:
