@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from rules import LEVELS, MIDDLE, SIDE, K, Rule, middle, nearest_level, one, scenes, subject_of
-from sightline.datasets import Dataset, hold_out
+from sightline.datasets import Dataset, Split, hold_out
 from sightline.exceptions import DataError, RecipeError, RunError
 from sightline.probes import PROBES, Finding, Subject, probe
 from sightline.probes import labels as labels_module
 from sightline.probes.deletion import extreme, moved_round
 from sightline.probes.evidence import at_least, paired, repairs, stands_out, unpaired
 from sightline.probes.features import areas, deviation
-from sightline.probes.objects import centres, objects, shuffled, surfaced, swatches, without
+from sightline.probes.objects import centres, objects, resized, shuffled, surfaced, swatches, without
 from sightline.probes.scenes import told_apart
 from sightline.probes.sensitivity import CURVES, Draws, scattered, shaded
 from sightline.probes.subject import representative
@@ -59,6 +59,17 @@ def test_with_several_shams_the_p_counts_all_ways_in_which_it_could_have_happene
     for way in ways:  # which of the three is called the probe, image by image
         as_often += sum(int(row[i]) for row, i in zip(table, way, strict=True)) >= table[:, 0].sum()
     assert paired(table[:, 0], table[:, 1:]).p == pytest.approx(as_often / len(ways))
+
+
+def test_a_change_made_several_times_is_compared_in_all_ways_of_dealing_each_images_changes() -> None:
+    probes, shams = np.array([[1, 1], [1, 0], [0, 1]], bool), np.array([[0, 1], [0, 0], [0, 1]], bool)
+    both, as_often, ways = np.concatenate([probes, shams], 1), 0, list(product(combinations(range(4), 2), repeat=3))
+    for way in ways:  # which two of the four are called the probe, image by image
+        as_often += sum(row[list(some)].sum() for row, some in zip(both, way, strict=True)) >= probes.sum()
+    effect = paired(probes, shams)
+    assert effect.p == pytest.approx(as_often / len(ways))
+    assert (effect.rate, effect.sham, effect.effect, effect.n) == pytest.approx((4 / 6, 2 / 6, 2 / 6, 3))
+    assert paired(probes[:, :1], shams) == paired(probes[:, 0], shams)
 
 
 def test_the_interval_of_pairs_adds_half_a_pair_to_each_cell() -> None:
@@ -102,6 +113,10 @@ def test_the_chance_of_so_many_events_is_that_of_all_their_combinations() -> Non
             if sum(happens) >= count:
                 expected += float(np.prod(np.where(happens, chances, 1 - chances)))
         assert at_least(count, chances) == pytest.approx(expected)
+    groups = np.array([[0.2, 0.5, 0.3], [0.6, 0.4, 0.0]])  # 0, 1 or 2 of each
+    ways = {(i, j): groups[0, i] * groups[1, j] for i, j in product(range(3), repeat=2)}
+    for count in range(5):
+        assert at_least(count, groups) == pytest.approx(sum(p for way, p in ways.items() if sum(way) >= count))
 
 
 def test_a_rate_like_its_shams_stands_out_as_often_as_its_p_says() -> None:
@@ -174,6 +189,7 @@ def test_a_runs_dev_images_are_probed_and_a_run_without_any_is_refused(blobs: Da
     assert data.dev is not None
     rows = [data.dev.ids.index(name) for name in subject.split.ids]
     np.testing.assert_array_equal(subject.split.images, data.dev.images[rows])
+    assert set(subject.learned.split.ids) == set(data.train.ids) and len(subject.learned) < len(blobs.train)
     np.testing.assert_array_equal(
         subject.predicted, run.predictions.predicted[[run.predictions.ids.index(i) for i in subject.split.ids]]
     )
@@ -252,6 +268,48 @@ def test_a_surface_is_laid_on_an_object_and_its_mean_colour_stays() -> None:
     mean = float(target[inside.expand_as(target)].float().mean())
     assert torch.equal(new[~inside.expand_as(new)], target[~inside.expand_as(new)])
     assert sorted(set(new[0, 0, MIDDLE, MIDDLE].flatten().tolist())) == [round(mean) - 20, round(mean) + 20]
+
+
+def test_a_surface_of_twice_the_relief_differs_twice_as_much_from_its_mean() -> None:
+    images, inside = torch.full((1, 3, 8, 8), 120, dtype=torch.uint8), torch.ones((1, 1, 8, 8), dtype=torch.bool)
+    surface = torch.tensor([[90, 110], [110, 90]], dtype=torch.uint8).expand(1, 3, 2, 2)
+    once, twice = (surfaced(images, inside, surface, dose) for dose in (1.0, 2.0))
+    assert torch.equal(twice.int() - 120, 2 * (once.int() - 120))
+    assert sorted(set(twice.flatten().tolist())) == [100, 140]
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.6, 2.0])
+def test_an_object_made_larger_is_the_same_object_of_that_size_and_leaves_what_is_around_it(factor: float) -> None:
+    def disc(radius: float, down: float, across: float) -> Tensor:
+        y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+        return ((y - down) ** 2 + (x - across) ** 2 <= radius**2)[None, None]
+
+    before = torch.cat([disc(9, 30, 36), disc(9, 20, 24)])
+    images = torch.full((2, 3, 64, 64), 80, dtype=torch.uint8)
+    images[before.expand_as(images)] = 200
+    after = resized(images, before, torch.full((2,), factor))
+    wanted = torch.cat([disc(9 * factor, 30, 36), disc(9 * factor, 20, 24)])
+    there, filled = (((after.int() - level).abs() <= 1).all(1, keepdim=True) for level in (200, 80))
+    assert (there & wanted).sum() / (there | wanted).sum() > 0.9
+    assert (there | filled).all()  # nothing is mixed with black, and what was hidden is filled
+    if factor == 1:
+        assert torch.equal(after, images)
+
+
+def test_of_images_without_an_object_nothing_is_made_larger() -> None:
+    images = torch.randint(0, 256, (3, 3, 20, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resized(images, torch.zeros((3, 1, 20, 16), dtype=torch.bool), torch.full((3,), 1.6)), images)
+
+
+def test_where_objects_are_known_these_alone_are_made_larger() -> None:
+    images, labels, masks = scenes(200)
+    corner = Rule(lambda x: nearest_level(x[:, 0, 0, 0] * 1.2))  # the picture's corner moves only if the whole picture does
+    labels = corner.rule(torch.from_numpy(images).permute(0, 3, 1, 2).float()).numpy()
+    known, unknown = (
+        one(probe(subject_of(corner, images, labels, some), only=("sensitivity",)), "larger") for some in (masks, None)
+    )
+    assert known.rate == 0.0
+    assert unknown.rate > 0.2
 
 
 def test_objects_are_where_the_data_say_and_else_in_the_centre() -> None:
@@ -433,9 +491,24 @@ def test_a_tint_is_found() -> None:
     found = probe(shortcut(put, sees, share=1.0), only=("tint", "background"))
     tint = one(found, "tint", 2)
     assert tint.rate > 0.9
-    assert tint.sham < 0.2
+    # Twice the tint is 68 levels long. Of random directions those lie at a red beyond blue of 30 whose cosine with that of the
+    # tint is 30 / (68 √2) or more: by Archimedes, a share of half of 1 minus that.
+    assert tint.sham == pytest.approx((1 - 30 / (68 * 2**0.5)) / 2, abs=0.07)
     np.testing.assert_allclose(tint.detail["levels"], (24, 0, -24), atol=2)
     assert all(finding.p > 0.05 for finding in found if finding is not tint)
+
+
+def test_a_tint_is_read_off_the_images_that_the_model_learned_from() -> None:
+    images, labels, masks = scenes(4000)
+    tinted = images.astype(int)
+    tinted[labels == 2] += np.array([24, 0, -24])
+    training = Split(tinted.clip(0, 255).astype(np.uint8), labels, tuple("abcd"), tuple(map(str, range(4000))), masks)
+    few = subject_of(Rule(lambda x: torch.where(x[:, 0].mean((1, 2)) - x[:, 2].mean((1, 2)) > 30, 2, middle(x))), *scenes(100))
+    assert few.learned is few
+    tint = one(probe(replace(few, training=training), only=("tint",)), "tint", 2)
+    np.testing.assert_allclose(tint.detail["levels"], (24, 0, -24), atol=1)
+    assert (tint.rate, tint.n) == (1.0, 75)
+    assert np.abs(one(probe(few, only=("tint",)), "tint", 2).detail["levels"]).max() < 12  # the probed images have none
 
 
 def test_a_background_is_found_and_keeps_the_class() -> None:
@@ -490,7 +563,29 @@ def test_a_place_is_found() -> None:
     assert drawn.sham < 0.2
     assert drawn.p < 1e-6
     assert kept.effect > 0.5
-    assert kept.p < 0.05  # of only three other classes
+    assert kept.p < 1e-9
+
+
+def test_a_class_that_no_move_leaves_right_has_no_place_for_that() -> None:
+    subject = placed()
+    anywhere = subject.labels != 2
+
+    def rule(x: Tensor) -> Tensor:  # class 0 is told only where its object lies in an even row
+        rows = (x.amax(1) > 200).any(2).float().argmax(1)
+        colour = x.amax((2, 3)).argmax(1)
+        return torch.where((colour == 0) & (rows % 2 == 1), torch.tensor(1), colour)
+
+    split = Split(
+        subject.split.images[anywhere],
+        subject.labels[anywhere] % 3,
+        subject.classes,
+        tuple(np.array(subject.split.ids)[anywhere]),
+        subject.split.masks[anywhere],
+    )
+    kept = one(probe(Subject.asked(Rule(rule), split, subject.normalise), only=("position",)), "place kept", 0)
+    assert kept.rate == pytest.approx(0.5, abs=0.1)
+    assert kept.sham == pytest.approx(0.5, abs=0.1)
+    assert kept.p > 0.05
 
 
 def test_a_texture_is_found() -> None:

@@ -51,7 +51,7 @@ MARK = cause(
     classes=(1,),
     detail={"also": [], "box": [2, 3, 4, 5], "patch": [[[9] * 3] * 5] * 4, "held": 0.9, "elsewhere": 0.01},
 )
-SCALE = cause("scale", "larger", 0.3, kind="cost", repaired=0.04, detail={"also": ["smaller"], "knee": 1.15, "reference": 1.33})
+SCALE = cause("scale", "larger", 0.3, kind="cost", repaired=0.04, detail={"also": ["smaller"], "knee": 1.15, "reference": 1.6})
 BLUR = cause("blur_noise", "blur", 0.6, kind="cost", repaired=0.03)
 FLIP = cause("missing_flip", "flip", 0.06, kind="risk")
 CURVE = {"magnitudes": [70, 40, 20], "breaks": [0.04, 0.1, 0.3], "sham": [0.01, 0.02, 0.03]}
@@ -90,7 +90,7 @@ def test_every_cause_probe_and_arm_has_its_words() -> None:
     [
         ("shift", 1 / 8, "an eighth of the side"),
         ("smaller", 0.75, "×0.75"),
-        ("larger", 1.33, "×1.33"),
+        ("larger", 1.6, "×1.6"),
         ("rotation", 10, "10 degrees"),
         ("darker", -0.3, "darker by 30 %"),
         ("brighter", 0.3, "brighter by 30 %"),
@@ -120,7 +120,7 @@ def test_causes_come_by_kind_then_by_evidence_times_mistakes() -> None:
 def test_evidence_says_the_probe_its_sham_and_the_interval() -> None:
     shown = card(SCALE)
     assert shown.evidence == (
-        "32.0 % of 300 right images are wrong once made larger (×1.33); moved by one pixel, 2.0 %. "
+        "32.0 % of 300 right images are wrong once made larger (×1.6); moved by one pixel, 2.0 %. "
         "Difference +30.0 points, 95 % interval +20.0 to +38.0; q = 0.012."
     )
     assert shown.detail == "The mildest change that breaks more than its sham: 1.15 factor of the size."

@@ -88,25 +88,28 @@ def nothing(probe: str, cause: str, label: int | None, note: str) -> Finding:
     return found(probe, cause, label, NO_EFFECT, note=note)
 
 
-def paired(probe: Bools, shams: Bools) -> Effect:
-    """Return the effect of a change of N images, probe (N,), beyond that of K shams of the same images, shams (N, K).
+def paired(probes: Bools, shams: Bools) -> Effect:
+    """Return the effect of a change of N images, made once, (N,), or R times, (N, R), beyond K shams of the same, (N, K).
 
-    True is where it happened. p is exact and conditional: of an image's K + 1 changes each is as likely as the others to be
-    among those under which it happened, so with m such changes it happens under the probe with probability m / (K + 1). With
-    one sham that is McNemar's exact test. The interval is Agresti and Min's (2005, https://doi.org/10.1002/sim.1781): Wald's,
-    with half an image added to each of the four cells of a pair.
+    True is where it happened. p is exact and conditional: of an image's R + K changes each is as likely as the others to be
+    among those under which it happened, so of m such changes those that are probes follow the hypergeometric distribution. With
+    one probe and one sham that is McNemar's exact test. The interval is Agresti and Min's (2005,
+    https://doi.org/10.1002/sim.1781): Wald's, with half an image added to each of the four cells of a pair.
     """
     n, count = shams.shape
     if not n:
         return NO_EFFECT
-    difference = probe - shams.mean(1)
-    often = (probe + shams.sum(1)) / (count + 1)
+    made = probes.reshape(n, -1)
+    times, total = made.shape[1], made.shape[1] + count
+    difference = made.mean(1) - shams.mean(1)
+    often = made.sum(1) + shams.sum(1)
+    chances = scipy.stats.hypergeom.pmf(np.arange(times + 1), total, np.arange(total + 1)[:, None], times)[often]
     centre = difference.sum() / (n + 2)
     spread = np.sqrt(((difference**2).sum() + 1) / (n + 2) - centre**2)
     half = scipy.stats.norm.ppf(0.975) * spread / np.sqrt(n + 2)
-    p = at_least(int(probe.sum()), often)
+    p = at_least(int(made.sum()), chances)
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
-    return Effect(float(probe.mean()), float(shams.mean()), float(difference.mean()), low, high, p, n)
+    return Effect(float(made.mean()), float(shams.mean()), float(difference.mean()), low, high, p, n)
 
 
 def unpaired(happened: int, n: int, happened_else: int, n_else: int) -> Effect:
@@ -145,15 +148,15 @@ def stands_out(rate: float, shams: Floats) -> float:
     return float(scipy.stats.t.sf(above / spread, len(shams) - 1))
 
 
-def at_least(count: int, probabilities: Floats) -> float:
-    """Return the probability that `count` or more of independent events happen: probabilities (N,)."""
-    certain, open_ = int((probabilities >= 1).sum()), probabilities[(probabilities > 0) & (probabilities < 1)]
-    chances = np.zeros(len(open_) + 1)
-    chances[0] = 1.0
-    for probability in open_:
-        chances[1:] = chances[1:] * (1 - probability) + chances[:-1] * probability
-        chances[0] *= 1 - probability
-    return float(min(1.0, chances[max(0, count - certain) :].sum()))
+def at_least(count: int, chances: Floats) -> float:
+    """Return the probability that `count` or more of independent events happen.
+
+    chances: (N,), of N events, or (N, R + 1), that 0 to R of the R in each of N groups happen.
+    """
+    together = np.ones(1)
+    for group in np.stack([1 - chances, chances], 1) if chances.ndim == 1 else chances:
+        together = np.convolve(together, group)
+    return float(min(1.0, together[max(0, count) :].sum()))
 
 
 def repairs(rows: Integers, probe: Bools, sham: Bools) -> dict[str, Any]:

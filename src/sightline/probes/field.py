@@ -210,7 +210,7 @@ def _changed(subject: Subject, rows: Integers, random: np.random.Generator) -> t
     numbers, right = [], []
     for piece in subject.pieces(rows):
         images, labels = subject.images(piece), subject.labels[piece]
-        draws = Draws.of(images, generator)
+        draws = Draws.of(images, generator)  # whole pictures are described, so whole pictures are changed
         versions = [images, *(change.curve.change(images, change.magnitude, draws, subject) for change in CHANGES)]
         numbers.append(torch.stack([descriptors(version) for version in versions]).numpy())
         right.append(np.stack([subject.calls(version) == labels for version in versions], 1))

@@ -60,6 +60,30 @@ def without(images: Tensor, masks: Tensor) -> Tensor:
     return torch.where(masks, filled, images)
 
 
+def resized(images: Tensor, masks: Tensor, factors: Tensor) -> Tensor:
+    """Return images (N, C, H, W) whose objects, in masks (N, 1, H, W) bool, are enlarged by factors (N,), and nothing else.
+
+    About their centres of mass, bilinearly; what is uncovered is filled from around it.
+    """
+    shape = masks.float()
+    where = [
+        2
+        * (shape.sum((1, other)) * (torch.arange(side, device=shape.device) + 0.5)).sum(1)
+        / shape.sum((1, 2, 3)).clamp(min=1)
+        / side
+        - 1
+        for other, side in ((2, shape.shape[3]), (3, shape.shape[2]))
+    ]  # across and down, from -1 to 1
+    inverse = 1 / factors.to(shape)
+    fixed = torch.stack(where, 1) * (1 - inverse)[:, None]
+    places = torch.cat([torch.eye(2).to(shape) * inverse[:, None, None], fixed[:, :, None]], 2)
+    grid = F.affine_grid(places, list(images.shape), align_corners=False)
+    cut, cover = (F.grid_sample(some, grid, align_corners=False) for some in (images * shape, shape))
+    # At its edge an object is mixed with the black around it, as much as it covers less than all of the pixel.
+    whole = (cut / cover.clamp(min=1e-3)).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(cover > 0.5, whole, without(images, masks))
+
+
 def swatches(images: Tensor, masks: Tensor) -> Tensor:
     """Return of each image the square, a quarter of the side, that lies the most inside its mask: (N, C, s, s) uint8."""
     side = max(2, round(SWATCH * min(images.shape[2:])))
@@ -69,11 +93,14 @@ def swatches(images: Tensor, masks: Tensor) -> Tensor:
     return torch.stack([image[:, i : i + side, j : j + side] for image, (i, j) in zip(images, corners, strict=True)])
 
 
-def surfaced(images: Tensor, masks: Tensor, surfaces: Tensor) -> Tensor:
-    """Return images whose objects keep place, outline and mean colour, and have another surface: surfaces (N, C, s, s), tiled."""
+def surfaced(images: Tensor, masks: Tensor, surfaces: Tensor, dose: float = 1.0) -> Tensor:
+    """Return images whose objects keep place, outline and mean colour, and have another surface: surfaces (N, C, s, s), tiled.
+
+    dose: times its relief, what it differs by from its own mean.
+    """
     height, width = images.shape[2:]
     side = surfaces.shape[2]
-    relief = surfaces.float() - surfaces.float().mean((2, 3), keepdim=True)
+    relief = dose * (surfaces.float() - surfaces.float().mean((2, 3), keepdim=True))
     relief = relief.repeat(1, 1, -(-height // side), -(-width // side))[:, :, :height, :width]
     inside = masks.float()
     colour = (images * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True).clamp(min=1)

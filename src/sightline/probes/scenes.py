@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..augment import Shift
-from .evidence import FEWEST, Bools, Effect, Finding, Floats, Integers, by_normal, found, nothing, repairs, stands_out, unpaired
+from .evidence import FEWEST, Bools, Effect, Finding, Floats, Integers, by_normal, found, nothing, paired, repairs, stands_out
 from .objects import centres, objects, shuffled, surfaced, swatches, without
 from .sensitivity import choice, surest
 from .subject import Subject
-from .transplants import DONORS, TARGETS, Known, budget, clear, drawn_from, effect_of, exchanged, lacking, strangers
+from .transplants import DONORS, TARGETS, Known, budget, clear, drawn_from, exchanged, lacking, strangers
 
 OWN = 100  # right images of a class, at most
-DIRECTIONS = 16  # tried for a move as far as the probe's, elsewhere
-MARGIN = 1 / 8  # of the side: objects aren't moved nearer to the edge
-AWAY = 1 / 4  # of the side: what is moved less far from a class's place is still there
+DRAWS = 4  # of a background or a place for each of a class's images, of its own class's and of others'
+DOSE = 2.0  # times the relief of its surface is put on objects: what a faint one does is seen by a stronger one first
 CELLS = 4  # along each side, of a picture that is shuffled
 
 
@@ -32,9 +31,9 @@ def backgrounds(subject: Subject, random: np.random.Generator, known: Known) -> 
 
     background: the share of other images that a background of the class draws to it, beyond backgrounds of other classes.
     background kept: the share of the class's right images that are wrong before a background of another class, beyond other
-    backgrounds of its own class. A background is an image without its object, filled from around it. detail: masks, whether
-    the data know where the objects are. repairs of the first: mistakes taken for the class that are right before a background of
-    their own class and not before another of the class.
+    backgrounds of its own class, DRAWS of each. A background is an image without its object, filled from around it. detail:
+    masks, whether the data know where the objects are. repairs of the first: mistakes taken for the class that are right before
+    a background of their own class and not before another of the class.
     """
     classes = range(len(subject.classes))
     drawn = [_drawn_by_background(subject, label, random, known) for label in classes]
@@ -61,10 +60,25 @@ def _kept_by_background(
     others = np.flatnonzero((subject.labels != label) & ~np.isin(subject.labels, [k for k in drawing if k is not None]))
     if len(right) < FEWEST or len(others) < DONORS:
         return nothing("background kept", "background", label, f"{len(right)} right images; at least {FEWEST} are needed")
-    donors = (drawn_from(random, others, len(right)), _alike(subject, right, random))
-    elsewhere, at_home = (subject.calls(before(subject, right, some, known)) != label for some in donors)
-    effect, rows = effect_of(subject, right, elsewhere, [at_home])
-    return found("background kept", "background", label, effect, rows=rows, masks=_masked(subject))
+
+    def broken(behind: Callable[[], Integers]) -> Bools:
+        return _often(lambda: subject.calls(before(subject, right, behind(), known)) != label)
+
+    elsewhere, at_home = broken(lambda: drawn_from(random, others, len(right))), broken(lambda: _alike(subject, right, random))
+    return _kept("background kept", "background", label, subject, right, elsewhere, at_home, masks=_masked(subject))
+
+
+def _often(once: Callable[[], Bools]) -> Bools:
+    """Return what happened to each image in each of DRAWS draws, (B, DRAWS)."""
+    return np.stack([once() for _ in range(DRAWS)], 1)
+
+
+def _kept(
+    name: str, cause: str, label: int, subject: Subject, right: Integers, elsewhere: Bools, at_home: Bools, **detail: Any
+) -> Finding:
+    """Judge by what right images of a class, (B,), are wrong more often than by what their class has too, (B, DRAWS) each."""
+    rows = surest(subject.margins, right[elsewhere.mean(1) > at_home.mean(1)])
+    return found(name, cause, label, paired(elsewhere, at_home), rows=rows, **detail)
 
 
 def _at_home(subject: Subject, label: int, random: np.random.Generator, known: Known) -> dict[str, Any]:
@@ -105,69 +119,56 @@ def _masked(subject: Subject) -> bool:
 def positions(subject: Subject, random: np.random.Generator, known: Known, maps: NDArray[np.float32] | None) -> list[Finding]:
     """Return two findings a class.
 
-    place: the share of other images that are taken for the class once their object is moved to where the class's lie, beyond
-    moves as far to elsewhere. place kept: the share of the class's right images that are wrong once moved away from there,
-    beyond that of other classes' images, moved as much (see `among_classes`). detail: place, row and column in pixels.
+    place: the share of other images that are taken for the class once their object is moved to where one of the class's lies,
+    beyond moves to where other classes' lie. place kept: the share of the class's right images that are wrong once moved to
+    where another class's lie, beyond moves to where others of its own lie, DRAWS of each. Where a class has no place of its
+    own, both moves are the same. detail: place, the class's mean row and column in pixels.
     """
     at, findings = centres(subject, maps), []
-    moved_rows, broken = _moved_anywhere(subject, at, random, known)
     for label in range(len(subject.classes)):
-        findings += [_drawn_by_place(subject, label, at, random, known), _kept_by_place(subject, label, moved_rows, broken)]
+        findings += [_drawn_by_place(subject, label, at, random, known), _kept_by_place(subject, label, at, random, known)]
     return findings
 
 
 def _drawn_by_place(subject: Subject, label: int, at: Floats, random: np.random.Generator, known: Known) -> Finding:
     seen = ~np.isnan(at[:, 0])
     targets = strangers(subject, label, random)
-    targets, own = targets[seen[targets]], at[seen & (subject.labels == label)]
-    if note := lacking(subject, label, targets) or ("nothing tells where the objects are" if not len(own) else ""):
+    targets = targets[seen[targets]]
+    if note := lacking(subject, label, targets) or _unseen(subject, label, seen):
         return nothing("place", "position", label, note)
-    place = own.mean(0)
-    moves = place - at[targets]
-    other, possible = _elsewhere(subject, at[targets], moves, random)
-    targets, images = targets[possible], subject.images(targets[possible])
-    if len(targets) < FEWEST:
-        return nothing("place", "position", label, "the objects can't be moved as far elsewhere")
-    probe, sham = (subject.calls(known.kept(images, moved(subject, targets, some[possible]))) == label for some in (moves, other))
-    effect, rows = effect_of(subject, targets, probe, [sham])
-    return found("place", "position", label, effect, rows=rows, place=place.tolist())
-
-
-def _elsewhere(subject: Subject, at: Floats, moves: Floats, random: np.random.Generator) -> tuple[Floats, Bools]:
-    """Return moves (B, 2) as far as the given ones, elsewhere but still inside the image, and where there is one, (B,) bool."""
-    angles = random.uniform(0, 2 * np.pi, (len(at), DIRECTIONS))
-    other = np.linalg.norm(moves, axis=1)[:, None, None] * np.stack([np.sin(angles), np.cos(angles)], 2)
-    size = np.array(subject.size)
-    landing = at[:, None] + other
-    inside = ((landing >= MARGIN * size) & (landing <= (1 - MARGIN) * size)).all(2)
-    away = np.linalg.norm((landing - (at + moves)[:, None]) / size, axis=2) >= AWAY
-    good: Bools = inside & away
-    first, possible = good.argmax(1), np.asarray(good.any(1))
-    return other[np.arange(len(at)), first], possible
-
-
-def _moved_anywhere(subject: Subject, at: Floats, random: np.random.Generator, known: Known) -> tuple[Integers, Bools]:
-    """Move right images' objects to places anywhere in the image; return their rows and which are wrong then."""
-    rows = np.concatenate(
-        [
-            choice(random, np.flatnonzero(subject.right & (subject.labels == label) & ~np.isnan(at[:, 0])), budget(subject, OWN))
-            for label in range(len(subject.classes))
-        ]
+    effect, rows = exchanged(
+        subject, label, targets, lambda donors: _moved_to(subject, targets, at, donors, known), random, among=seen
     )
-    size = np.array(subject.size)
-    moves = random.uniform(MARGIN * size, (1 - MARGIN) * size, (len(rows), 2)) - at[rows]
-    images = subject.images(rows)
-    return rows, subject.calls(known.kept(images, moved(subject, rows, moves))) != subject.labels[rows]
+    return found("place", "position", label, effect, rows=rows, place=at[seen & (subject.labels == label)].mean(0).tolist())
 
 
-def _kept_by_place(subject: Subject, label: int, rows: Integers, broken: Bools) -> Finding:
-    own = subject.labels[rows] == label
-    if own.sum() < FEWEST or (~own).sum() < FEWEST:
-        return nothing("place kept", "position", label, f"{own.sum()} right images of the class; at least {FEWEST} are needed")
-    effect = unpaired(int(broken[own].sum()), int(own.sum()), int(broken[~own].sum()), int((~own).sum()))
-    others = np.array([broken[subject.labels[rows] == k].mean() for k in np.unique(subject.labels[rows]) if k != label])
-    effect = among_classes(effect, others)
-    return found("place kept", "position", label, effect, rows=surest(subject.margins, rows[own & broken]))
+def _kept_by_place(subject: Subject, label: int, at: Floats, random: np.random.Generator, known: Known) -> Finding:
+    seen, own = ~np.isnan(at[:, 0]), subject.labels == label
+    right = choice(random, np.flatnonzero(subject.right & own & seen), budget(subject, OWN))
+    if len(right) < FEWEST:
+        return nothing("place kept", "position", label, f"{len(right)} right images of the class; at least {FEWEST} are needed")
+    if note := _unseen(subject, label, seen):
+        return nothing("place kept", "position", label, note)
+
+    def broken(among: Bools) -> Bools:
+        places = np.flatnonzero(among & seen)
+        return _often(
+            lambda: subject.calls(_moved_to(subject, right, at, drawn_from(random, places, len(right)), known)) != label
+        )
+
+    return _kept("place kept", "position", label, subject, right, broken(~own), broken(own))
+
+
+def _unseen(subject: Subject, label: int, seen: Bools) -> str:
+    """Say why no place can be taken of a class's images or of others', or nothing if it can."""
+    own = subject.labels == label
+    few = min(int((seen & own).sum()), int((seen & ~own).sum()))
+    return "" if few >= DONORS else f"where the objects are is known of {few} images; at least {DONORS} are needed"
+
+
+def _moved_to(subject: Subject, rows: Integers, at: Floats, donors: Integers, known: Known) -> Tensor:
+    """Return the images of rows (B,) with their objects where those of donors (B,) lie. Known places stay as they are."""
+    return known.kept(subject.images(rows), moved(subject, rows, at[donors] - at[rows]))
 
 
 def moved(subject: Subject, rows: Integers, moves: Floats) -> Tensor:
@@ -191,9 +192,9 @@ def textures(subject: Subject, random: np.random.Generator, known: Known) -> lis
     """Return two findings a class.
 
     texture: the share of other images that are taken for the class once their object has the surface of one of its objects,
-    beyond surfaces of other classes; outline, place and mean colour stay. shuffle: how well the class is still told from others
-    in pictures of shuffled pieces, its hits minus false alarms, beyond the mean of the other classes (hits alone would
-    indict the class that a model says where it sees nothing), see `among_classes`.
+    with twice its relief, beyond surfaces of other classes; outline, place and mean colour stay. shuffle: how well the class is
+    still told from others in pictures of shuffled pieces, its hits minus false alarms, beyond the mean of the other classes
+    (hits alone would indict the class that a model says where it sees nothing), see `among_classes`.
     """
     rows = np.concatenate(
         [
@@ -216,7 +217,7 @@ def _drawn_by_texture(subject: Subject, label: int, random: np.random.Generator)
     images, masks = subject.images(targets), objects(subject, targets)
 
     def change(donors: Integers) -> Tensor:
-        return surfaced(images, masks, swatches(subject.images(donors), objects(subject, donors)))
+        return surfaced(images, masks, swatches(subject.images(donors), objects(subject, donors)), DOSE)
 
     effect, drawn = exchanged(subject, label, targets, change, random)
     return found("texture", "texture", label, effect, rows=drawn)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..augment import Blur, CoarseDropout, ColorJitter, Grey, HorizontalFlip, Jpeg, Noise, Rotate, Scale, Shift
 from .evidence import FEWEST, Bools, Finding, Floats, Integers, found, nothing, paired, repairs
+from .objects import objects, resized
 from .subject import Subject
 
 RIGHT, WRONG = 300, 150  # right and wrong images, at most, of which curves are made
@@ -34,6 +35,8 @@ PIECES = 32  # along each side: single pixels of a small image
 @dataclass(frozen=True)
 class Draws:
     """What is random in the changes of N images, drawn once: the same at every magnitude, so that curves are smooth.
+
+    And where their objects are, if that is known: masks, (N, 1, H, W) bool or None.
 
     signs: (N,) 1 or −1.  directions, steps: (N, 2) int64, one of four.  noise: (N, C, H, W), standard normal.  light:
     (N, 1, H, W), smooth, of mean 0 and mean square 1.  places: (N, 2) in [0, 1).  order: (N, h, w), uniform in [0, 1): which of
@@ -47,9 +50,10 @@ class Draws:
     light: Tensor
     places: Tensor
     order: Tensor
+    masks: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, generator: torch.Generator) -> Draws:
+    def of(cls, images: Tensor, generator: torch.Generator, masks: Tensor | None = None) -> Draws:
         """Draw for images (N, C, H, W)."""
         n, _, height, width = images.shape
         knots = torch.randn((n, 1, COARSE, COARSE), generator=generator)
@@ -64,7 +68,13 @@ class Draws:
             light=(light / light.square().mean((2, 3), keepdim=True).sqrt()).to(images.device),
             places=torch.rand((n, 2), generator=generator),
             order=torch.rand((n, min(height, PIECES), min(width, PIECES)), generator=generator).to(images.device),
+            masks=masks,
         )
+
+    @classmethod
+    def for_rows(cls, subject: Subject, rows: Integers, images: Tensor, generator: torch.Generator) -> Draws:
+        """Draw for the images of a subject's rows."""
+        return cls.of(images, generator, None if subject.split.masks is None else objects(subject, rows))
 
 
 Change = Callable[[Tensor, float, Draws, Subject], Tensor]  # images (N, C, H, W) uint8 and a magnitude → uint8
@@ -96,7 +106,8 @@ def _shift(images: Tensor, magnitude: float, draws: Draws, subject: Subject) -> 
 
 
 def _scale(images: Tensor, magnitude: float, draws: Draws, subject: Subject) -> Tensor:
-    return Scale().apply(images, _full(images, magnitude))
+    factors = _full(images, magnitude)
+    return Scale().apply(images, factors) if draws.masks is None else resized(images, draws.masks, factors)
 
 
 def _rotate(images: Tensor, magnitude: float, draws: Draws, subject: Subject) -> Tensor:
@@ -150,8 +161,8 @@ def _mean(subject: Subject) -> tuple[float, ...]:
 CURVES = (
     Curve("flip", "missing_flip", (1,), 1, _flip, "step"),
     Curve("shift", "position", (1 / 16, 1 / 8, 1 / 4), 1 / 8, _shift, "step"),  # of a side, in one of four directions
-    Curve("smaller", "scale", (0.87, 0.75, 0.6), 0.75, _scale, "step"),
-    Curve("larger", "scale", (1.15, 1.33, 1.6), 1.33, _scale, "step"),
+    Curve("smaller", "scale", (0.87, 0.75, 0.6), 0.75, _scale, "step"),  # the object alone, where the data know it
+    Curve("larger", "scale", (1.15, 1.33, 1.6), 1.6, _scale, "step"),
     Curve("rotation", "rotation", (5, 10, 20, 30), 10, _rotate, "step"),  # degrees, either way
     Curve("darker", "lighting", (-0.15, -0.3, -0.45), -0.3, _brightness),  # added to a factor of 1
     Curve("brighter", "lighting", (0.15, 0.3, 0.45), 0.3, _brightness),
@@ -195,7 +206,7 @@ def _answers(subject: Subject, rows: Integers, generator: torch.Generator, *, al
     parts: dict[str, list[Bools]] = {curve.probe: [] for curve in CURVES}
     for piece in subject.pieces(rows):
         images, labels = subject.images(piece), subject.labels[piece]
-        draws = Draws.of(images, generator)
+        draws = Draws.for_rows(subject, piece, images, generator)
         step = subject.calls(Shift().apply(images, draws.steps)) == labels
         for curve in CURVES:
             columns = []

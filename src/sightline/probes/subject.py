@@ -20,6 +20,7 @@ from ..runs import Run
 from .evidence import Bools, Floats, Integers
 
 PASS = 500 * 32 * 32  # pixels of a batch: memory goes by pixels
+LEARNED, LEARNED_PIXELS = 4000, 2**25  # images of the training that are kept beside those that are probed, and their pixels
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Subject:
     """A model, in evaluation mode on `device`, and the N images that it is probed on.
 
     split: the images, dev's as a rule.  logits: (N, K) float32, of the images as they are.  normalise, arithmetic: how images
-    become what the model takes in, and how it computes.
+    become what the model takes in, and how it computes.  training: some of the images that it learned from, to read off them
+    what a class looks like, or None where none are at hand; nothing is judged on them.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Subject:
     split: Split
     logits: NDArray[np.float32]
     classes: tuple[str, ...]
+    training: Split | None = None
 
     @classmethod
     def of(
@@ -65,7 +68,12 @@ class Subject:
         normalise = Normalise(run.info["normalisation"]["mean"], run.info["normalisation"]["std"], where)
         arithmetic = _arithmetic(run, where, precision)
         model = replace(arithmetic, compiled=False).prepare(run.model().to(where))
-        return cls.asked(model, _some(data.dev, rows), normalise, arithmetic)
+        subject = cls.asked(model, _some(data.dev, rows), normalise, arithmetic)
+        height, width = subject.size
+        learned = representative(
+            data.train.labels, np.ones(len(data.train), bool), max(1, min(LEARNED, LEARNED_PIXELS // (height * width)))
+        )
+        return replace(subject, training=_some(data.train, learned))
 
     @classmethod
     def asked(cls, model: nn.Module, split: Split, normalise: Normalise, arithmetic: Precision = NAMED["fp32"]) -> Subject:
@@ -86,6 +94,12 @@ class Subject:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    @cached_property
+    def learned(self) -> Subject:
+        """The images that the model learned from, as a subject without logits; itself where none are at hand."""
+        blank = np.empty((0, len(self.classes)), np.float32)
+        return self if self.training is None else replace(self, split=self.training, training=None, logits=blank)
 
     @property
     def labels(self) -> Integers:

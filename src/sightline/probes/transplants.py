@@ -24,6 +24,7 @@ DONORS = 5  # images of a class without which nothing of it is put on others
 SURE, CLEAR = 0.01, 0.1  # p and effect from which on a find is kept out of what later probes carry over
 RING = 1 / 16  # the width of a frame, of the side
 TINTS = 3  # shams of a tint
+DOSE = 2.0  # times its tint is put on images: what a faint one does is seen by a stronger one first
 
 
 @dataclass
@@ -92,13 +93,22 @@ Changed = Callable[[Integers], Tensor]  # donors (B,) → the targets (B, C, H, 
 
 
 def exchanged(
-    subject: Subject, label: int, targets: Integers, change: Changed, random: np.random.Generator, shams: int = 2
+    subject: Subject,
+    label: int,
+    targets: Integers,
+    change: Changed,
+    random: np.random.Generator,
+    *,
+    among: Bools | None = None,
+    shams: int = 2,
 ) -> tuple[Effect, Integers]:
     """Put something of a class's images on the targets, beside the same of other classes' images, each another donor.
 
-    Returns the effect on how many are then taken for the class, and the rows that are so under the probe alone.
+    among: (N,), which images may be donors; all if not given. Returns the effect on how many are then taken for the class, and
+    the rows that are so under the probe alone.
     """
-    own, others = np.flatnonzero(subject.labels == label), np.flatnonzero(subject.labels != label)
+    given = np.full(len(subject), True) if among is None else among
+    own, others = (np.flatnonzero(given & some) for some in (subject.labels == label, subject.labels != label))
     probe = subject.calls(change(drawn_from(random, own, len(targets)))) == label
     sham = [subject.calls(change(drawn_from(random, others, len(targets)))) == label for _ in range(shams)]
     return effect_of(subject, targets, probe, sham)
@@ -151,23 +161,28 @@ def without_place(subject: Subject, label: int, place: Tensor, random: np.random
 
 
 def tints(subject: Subject, random: np.random.Generator, known: Known) -> list[Finding]:
-    """Return a finding a class: what share of other images a class's tint draws to it, beyond tints of other colours.
+    """Return a finding a class: what share of other images twice a class's tint draws to it, beyond other colours.
 
-    A class's tint is what the mean colours of its images differ by from those of other classes, see `_tint`. The shams have its
-    length, in levels, and random directions. detail: form "tint", levels (3,).
+    A class's tint is what the mean colours of the images that the model learned from differ by from those of other classes, see
+    `_tint`. The shams have the length of what is put on, in levels, and random directions. detail: form "tint", levels (3,), of
+    the tint once.
     """
-    means, findings = _means(subject), list[Finding]()
+    means, findings = _means(subject.learned), list[Finding]()
+    labels = subject.learned.labels
     for label in range(len(subject.classes)):
         targets = strangers(subject, label, random)
         if note := lacking(subject, label, targets):
             findings.append(nothing("tint", "tint_frame", label, note))
             continue
-        tint, images = _tint(means, subject.labels, label), subject.images(targets)
+        if (labels == label).sum() < DONORS:
+            findings.append(nothing("tint", "tint_frame", label, f"fewer than {DONORS} images of the class to learn from"))
+            continue
+        tint, images = _tint(means, labels, label), subject.images(targets)
         turned = random.normal(size=(TINTS, len(targets), 3))
-        turned *= np.linalg.norm(tint) / np.linalg.norm(turned, axis=2, keepdims=True)
+        turned *= DOSE * np.linalg.norm(tint) / np.linalg.norm(turned, axis=2, keepdims=True)
         shams = [subject.calls(shifted_levels(images, torch.from_numpy(turn))) == label for turn in turned]
         colour = torch.from_numpy(tint)
-        effect, rows = effect_of(subject, targets, subject.calls(shifted_levels(images, colour)) == label, shams)
+        effect, rows = effect_of(subject, targets, subject.calls(shifted_levels(images, DOSE * colour)) == label, shams)
         mended = _untinted(subject, label, colour, random)
         findings.append(found("tint", "tint_frame", label, effect, **mended, rows=rows, form="tint", levels=tint.tolist()))
         if clear(findings[-1]):

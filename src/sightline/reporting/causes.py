@@ -57,21 +57,21 @@ _SHADED = "{{rate}} of {{n}} right images are wrong once {0}; in uneven light of
 EVIDENCE = {  # by probe: what happens with it, and what under its sham
     "patch": _DRAWN.format("the patch that recurs in its images", "other patches at the same place"),
     "frame": _DRAWN.format("the border of one of its images", "borders of other classes"),
-    "tint": _DRAWN.format("the tint of its images", "other tints of the same strength"),
+    "tint": _DRAWN.format("twice the tint of its images", "other tints of the same strength"),
     "background": _DRAWN.format("a background of the class", "backgrounds of other classes"),
     "background kept": "{rate} of {n} right images of the class are wrong before a background of another class; before other "
     "backgrounds of their own class, {sham}",
-    "place": "{rate} of {n} other images are taken for the class once their object is moved to where its objects lie; moved as "
-    "far to elsewhere, {sham}",
-    "place kept": "{rate} of {n} right images of the class are wrong once moved away from its place; of other classes, moved as "
-    "much, {sham}",
-    "texture": _DRAWN.format("the surface of one of its objects", "surfaces of other classes"),
+    "place": "{rate} of {n} other images are taken for the class once their object is moved to where its objects lie; moved to "
+    "where other classes' lie, {sham}",
+    "place kept": "{rate} of {n} right images of the class are wrong once moved to where other classes' objects lie; moved to "
+    "where others of their own class lie, {sham}",
+    "texture": _DRAWN.format("the surface of one of its objects, twice as strong,", "surfaces of other classes"),
     "shuffle": "In {n} pictures of shuffled pieces the class is still told from others (hits minus false alarms: {rate}); other "
     "classes, on average, {sham}",
     "flip": _STEP.format("mirrored"),
     "shift": _STEP.format("moved by an eighth of the side"),
     "smaller": _STEP.format("made smaller (×0.75)"),
-    "larger": _STEP.format("made larger (×1.33)"),
+    "larger": _STEP.format("made larger (×1.6)"),
     "rotation": _STEP.format("turned by 10 degrees"),
     "darker": _SHADED.format("darker by 30 %"),
     "brighter": _SHADED.format("brighter by 30 %"),
