@@ -20,7 +20,7 @@ from sightline.exceptions import DataError, RecipeError, RunError
 from sightline.probes import PROBES, Finding, Subject, probe
 from sightline.probes import labels as labels_module
 from sightline.probes.deletion import extreme, moved_round
-from sightline.probes.evidence import at_least, paired, repairs, stands_out, unpaired
+from sightline.probes.evidence import at_least, differing, paired, repairs, stands_out, unpaired
 from sightline.probes.features import areas, deviation
 from sightline.probes.objects import centres, objects, resized, shuffled, surfaced, swatches, without
 from sightline.probes.scenes import told_apart
@@ -96,6 +96,18 @@ def test_the_interval_covers_the_truth_in_95_of_100_and_the_p_is_small_as_rarely
         low_p += paired(draws[:, 0], draws[:, 1:]).p <= 0.05
     assert 0.93 <= covered / 2000 <= 0.97
     assert low_p / 2000 <= 0.06
+
+
+def test_shares_are_compared_by_students_test_of_pairs() -> None:
+    random = np.random.default_rng(3)
+    probe_, sham = random.uniform(0, 1, 40), random.uniform(0, 0.8, 40)
+    effect, reference = differing(probe_, sham), stats.ttest_rel(probe_, sham, alternative="greater")
+    assert effect.p == pytest.approx(reference.pvalue)
+    interval = stats.ttest_rel(probe_, sham).confidence_interval(0.95)
+    assert (effect.low, effect.high) == pytest.approx((interval.low, interval.high))
+    assert (effect.rate, effect.sham, effect.n) == pytest.approx((probe_.mean(), sham.mean(), 40))
+    assert differing(sham, sham).p == 1.0
+    assert differing(sham + 0.1, sham).p < 1e-9
 
 
 def test_the_unpaired_p_is_fishers() -> None:
@@ -362,13 +374,34 @@ def test_a_model_of_the_left_half_breaks_when_mirrored_as_often_as_the_halves_di
     subject = subject_of(Rule(left_half), images, labels)
     finding = one(probe(subject, only=("sensitivity",)), "flip")
     tried = subject.right
-    assert finding.rate == pytest.approx((left != right)[tried].mean())
+    chance, others = np.exp(4) / (np.exp(4) + K - 1), 1 / (np.exp(4) + K - 1)  # of the class that the rule says, and of another
+    assert finding.rate == pytest.approx((left != right)[tried].mean() * (chance - others), abs=1e-6)
     assert (finding.sham, finding.n, finding.detail["knee"]) == (0.0, tried.sum(), 1)
+    assert finding.detail["breaks"] == pytest.approx([(left != right)[tried].mean()])
     assert finding.p < 1e-9
     wrong = np.flatnonzero(~subject.right)
     assert finding.repaired == 1.0
     assert finding.repairs == tuple(wrong)
     assert all((left != right)[row] and tried[row] for row in finding.rows)
+
+
+def test_a_flip_is_judged_by_the_sureness_that_it_costs_even_where_it_costs_no_answer() -> None:
+    class Unsure(nn.Module):
+        """Sure where the left edge is black, half as sure where the right edge is."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            pixels = (x + 127.5).round()
+            scale = torch.where(pixels[:, 0, 5, 0] == 0, 3.0, 1.5)
+            return scale[:, None] * nn.functional.one_hot(middle(pixels), K)
+
+    images, labels, masks = scenes(200)
+    images[:, :, :2] = 0
+    finding = one(probe(subject_of(Unsure(), images, labels, masks), only=("sensitivity",)), "flip")
+    sure, unsure = (np.exp(v) / (np.exp(v) + K - 1) for v in (3, 1.5))
+    assert finding.detail["breaks"] == [0.0]
+    assert finding.rate == pytest.approx(sure - unsure, abs=1e-6)
+    assert finding.sham < 0.03  # a step brings some of the surroundings into the middle
+    assert finding.p < 1e-9
 
 
 def test_a_model_of_the_mean_breaks_in_the_dark_where_the_mean_crosses_its_threshold() -> None:

@@ -31,8 +31,8 @@ from .runs import Run, write_json
 
 ALPHA = 0.10
 FEWEST = 100  # images of which less can be said than a probe needs
-LEAST = {  # the least effect of each cause, as a share of the images that its probe is made on
-    "missing_flip": 0.03,
+LEAST = {  # the least effect of each cause, as a share of the images that its probe is made on; of a flip, of the probability
+    "missing_flip": 0.06,
     "position": 0.10,
     "scale": 0.63,
     "rotation": 0.15,

@@ -112,6 +112,20 @@ def paired(probes: Bools, shams: Bools) -> Effect:
     return Effect(float(made.mean()), float(shams.mean()), float(difference.mean()), low, high, p, n)
 
 
+def differing(probe: Floats, sham: Floats) -> Effect:
+    """Return the effect of a change on a share of each of N images, beyond that of its sham: (N,) each, from 0 to 1.
+
+    p and interval are Student's, of the differences.
+    """
+    n, difference = len(probe), probe - sham
+    if n < 2:
+        return NO_EFFECT
+    mean, error = float(difference.mean()), float(difference.std(ddof=1)) / np.sqrt(n)
+    half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
+    p = float(scipy.stats.t.sf(mean / error, n - 1)) if error else 1.0 - (mean > 0)
+    return Effect(float(probe.mean()), float(sham.mean()), mean, max(-1.0, mean - half), min(1.0, mean + half), p, n)
+
+
 def unpaired(happened: int, n: int, happened_else: int, n_else: int) -> Effect:
     """Return the effect where probe and sham are made on different images.
 

@@ -9,12 +9,15 @@
 
 Of each finding the rate is that of a reference magnitude, at which a person still sees the same picture. One-sided curves
 (darker, brighter) are told apart; where no side differs from the other by its meaning each image's is drawn.
+
+A mirror image costs a model that never saw one some of its sureness long before it costs it the answer. Of flips the rate is
+therefore what the true class loses in probability.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..augment import Blur, CoarseDropout, ColorJitter, Grey, HorizontalFlip, Jpeg, Noise, Rotate, Scale, Shift
-from .evidence import FEWEST, Bools, Finding, Floats, Integers, found, nothing, paired, repairs
+from .evidence import FEWEST, SHOWN, Bools, Finding, Floats, Integers, differing, found, nothing, paired, repairs
 from .objects import objects, resized
 from .subject import Subject
 
@@ -180,9 +183,10 @@ CURVES = (
 def sensitivity(subject: Subject, random: np.random.Generator, explained: Collection[int] = ()) -> list[Finding]:
     """Return a finding a curve of CURVES: the share of right images that the change makes wrong, beyond the sham's.
 
-    `repaired` and `repairs` are of the mistakes, at the reference magnitude. detail: magnitudes, the mildest first; breaks and
-    sham, the shares at each; low, the lower end of the 95 % interval of their difference; knee, the mildest magnitude at which
-    that is above 0, or None; reference; kind, of the sham.
+    Of a flip it is the probability that their class loses, on average. `repaired` and `repairs` are of the mistakes, at the
+    reference magnitude. detail: magnitudes, the mildest first; breaks and sham, the shares of wrong answers at each; low, the
+    lower end of the 95 % interval of their difference; knee, the mildest magnitude at which that is above 0, or None; reference;
+    kind, of the sham.
 
     explained: classes with a shortcut. Their images break because that is disturbed, which is no reason to want the change:
     they are left out, as long as they aren't most of all.
@@ -193,7 +197,30 @@ def sensitivity(subject: Subject, random: np.random.Generator, explained: Collec
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
     broken = _answers(subject, right, generator, all_magnitudes=True)
     mended = _answers(subject, wrong, generator, all_magnitudes=False)
-    return [_finding(subject, curve, right, ~broken[curve.probe], wrong, mended[curve.probe]) for curve in CURVES]
+    findings = [_finding(subject, curve, right, ~broken[curve.probe], wrong, mended[curve.probe]) for curve in CURVES]
+    return [_by_sureness(subject, finding, right) if finding.probe == "flip" else finding for finding in findings]
+
+
+def _by_sureness(subject: Subject, finding: Finding, right: Integers) -> Finding:
+    """Return what is found of flips with the probability that the true class loses in place of the share of wrong answers."""
+    if not finding.n:
+        return finding
+    lost = np.concatenate([_lost(subject, rows) for rows in subject.pieces(right)])
+    rows = right[np.argsort(lost[:, 1] - lost[:, 0], kind="stable")]
+    return replace(finding, **differing(lost[:, 0], lost[:, 1])._asdict(), rows=tuple(int(row) for row in rows[:SHOWN]))
+
+
+def _lost(subject: Subject, rows: Integers) -> Floats:
+    """Return what the true class of rows (B,) loses in probability when mirrored, and on average when moved a pixel: (B, 2)."""
+    images, labels = subject.images(rows), torch.from_numpy(subject.labels[rows])
+
+    def sure(changed: Tensor) -> Tensor:
+        return subject.ask(changed).softmax(1).gather(1, labels[:, None])[:, 0]
+
+    steps = torch.stack([sure(Shift().apply(images, step.expand(len(rows), 2))) for step in DIRECTIONS]).mean(0)
+    left = torch.stack([sure(images.flip(3)), steps], 1)
+    lost: Floats = (sure(images)[:, None] - left).double().numpy()
+    return lost
 
 
 def choice(random: np.random.Generator, rows: Integers, limit: int) -> Integers:

@@ -68,7 +68,7 @@ EVIDENCE = {  # by probe: what happens with it, and what under its sham
     "texture": _DRAWN.format("the surface of one of its objects, twice as strong,", "surfaces of other classes"),
     "shuffle": "In {n} pictures of shuffled pieces the class is still told from others (hits minus false alarms: {rate}); other "
     "classes, on average, {sham}",
-    "flip": _STEP.format("mirrored"),
+    "flip": "Mirrored, {n} right images lose {rate} of their class's probability, on average; moved by one pixel, {sham}",
     "shift": _STEP.format("moved by an eighth of the side"),
     "smaller": _STEP.format("made smaller (×0.75)"),
     "larger": _STEP.format("made larger (×1.6)"),
