@@ -1,18 +1,20 @@
 """PlantBench: are the diagnoses right? Data with known causes, and data with none.
 
-    python benchmarks/plantbench.py [diagnose] [gap] [--kinds mark,tint,…] [--strengths 0.9] [--seeds 3] [--first-seed 0]
-        [--nulls 20] [--runs DIR] [--json docs/plantbench.json]
+    python benchmarks/plantbench.py [diagnose] [gap] [show] [--on cifar10] [--kinds mark,tint,…] [--strengths 0.9] [--seeds 3]
+        [--first-seed 0] [--nulls 20] [--runs DIR] [--json docs/plantbench.json]
 
 diagnose   a net is trained on each plant, a cause built into the training images, and on the nulls, which have none, and is
            diagnosed: precision, recall and F1 of the causes; false alarms on the nulls; overlap of the place found with the
            mark's true place. Twice: as it stands, and with 1,000 images without labels from where the model is used, which are
            as the test images are, but others; beside it what simpler rules and other tools would have said (rivals.py)
 gap        what the first prescription is worth: gap closed = (accuracy after − before) / (trained without the plant − before),
-           on a test set where the plant tells nothing; beside it a random prescription, and always TrivialAugment + Cutout
+           on a test set where the plant tells nothing; beside it a random prescription, and always TrivialAugment + Cutout; and
+           what each costs on clean test images, those of scenes in which nothing is planted
 
-Nets are `fast` at half its width, without flips. Seeds from 100 on were used to set the thresholds of `diagnosis.LEAST`; those
-before are for scoring. With --runs, nets are kept in that folder and not trained again. Every case is kept in the JSON file, and
-those that it has are not done again.
+Plants are put into generated scenes or, with --on cifar10, into 10,000 images of CIFAR-10, whose nets are wrong for reasons of
+their own: there what is named of the clean images too isn't counted. Nets are `fast` at half its width, without flips. Seeds from
+100 on were used to set the thresholds of `diagnosis.LEAST`; those before are for scoring. With --runs, nets are kept in that
+folder and not trained again. Every case is kept in the JSON file, and those that it has are not done again.
 """
 
 from __future__ import annotations
@@ -24,49 +26,107 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from rich.console import Console
 
 import rivals
 from sightline.augment import RandomCrop
-from sightline.datasets import Dataset, hold_out
+from sightline.datasets import Dataset, Split, hold_out, load
 from sightline.diagnosis import LEAST, Cause, diagnose, holds
-from sightline.evaluation import open_test
-from sightline.mistakes import false_discovery_rates
-from sightline.planted import NULLS, PLANTS, Plant, plant_of, planted, unplanted
+from sightline.evaluation import open_test, predictions_of
+from sightline.mistakes import false_discovery_rates, wilson
+from sightline.planted import NULLS, PLANTS, Plant, plant, plant_of, planted, truth, unplanted
 from sightline.prescription import edits, generic
 from sightline.probes import Subject
 from sightline.recipe import Recipe, load_recipe
-from sightline.runs import Run
+from sightline.runs import Predictions, Run
 from sightline.terminal import table
 from sightline.training import train
 
 console = Console()
 FIELD = 10_000  # added to the seed: other images than those of the test
+PHOTOGRAPHS, FIELD_IMAGES = 10_000, 1000  # of CIFAR-10's training images; of its test images, as the field
+LEAST_GAP = 0.01  # of accuracy: of a smaller one no share can be told
 CALIBRATION = 100  # from this seed on, cases only set thresholds
 RECIPE = load_recipe("fast").with_(width=0.5, augment=(RandomCrop(2),))  # no flip: `direction` is to be missed
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Generated scenes, in which causes are planted before they are drawn."""
+
+    prefix = ""
+
+    def make(self, kind: str, strength: float, seed: int) -> tuple[Dataset, Plant | None]:
+        """The data of a case, a tenth of the training images held out, and what is planted in them."""
+        name = f"planted:{kind}"
+        return hold_out(planted(name, seed=seed, strength=strength), 0.1), plant_of(name)
+
+    def without(self, kind: str, seed: int) -> Dataset:
+        """The same without what is planted in the training images."""
+        return hold_out(unplanted(f"planted:{kind}", seed=seed), 0.1)
+
+    def field(self, kind: str, strength: float, seed: int) -> NDArray[np.uint8]:
+        """Images as the test's are, but others: (1000, H, W, 3)."""
+        return planted(f"planted:{kind}", seed=seed + FIELD, strength=strength, n_train=10).test.images
+
+    def clean(self, seed: int) -> Split:
+        """Test images in which nothing is planted."""
+        return planted("planted:clean", seed=seed, n_train=10).test
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Some of CIFAR-10's images, other ones for each seed, in which causes are planted."""
+
+    prefix = "cifar10 "
+
+    def _some(self, seed: int, first: int, last: int) -> Dataset:
+        whole, random = load("cifar10"), np.random.default_rng(seed)
+        learned, judged = random.permutation(len(whole.train))[:PHOTOGRAPHS], random.permutation(len(whole.test))[first:last]
+        return replace(whole, train=_rows(whole.train, learned), test=_rows(whole.test, judged))
+
+    def make(self, kind: str, strength: float, seed: int) -> tuple[Dataset, Plant | None]:
+        """As `Scenes.make`."""
+        data = self._some(seed, FIELD_IMAGES, 10_000)
+        known = truth(data, kind, strength=strength)
+        return hold_out(plant(data, kind, strength=strength, seed=seed), 0.1), known if known.causes else None
+
+    def without(self, kind: str, seed: int) -> Dataset:
+        """As `Scenes.without`."""
+        return self.make(kind, 0.0, seed)[0]
+
+    def field(self, kind: str, strength: float, seed: int) -> NDArray[np.uint8]:
+        """As `Scenes.field`."""
+        return plant(self._some(seed, 0, FIELD_IMAGES), kind, strength=strength, seed=seed).test.images
+
+    def clean(self, seed: int) -> Split:
+        """As `Scenes.clean`."""
+        return self._some(seed, FIELD_IMAGES, 10_000).test
+
+
+Ground = Scenes | Photographs
+GROUNDS: dict[str, Ground] = {"planted": Scenes(), "cifar10": Photographs()}
+
+
+def _rows(split: Split, rows: NDArray[np.int64]) -> Split:
+    return replace(split, images=split.images[rows], labels=split.labels[rows], ids=tuple(split.ids[i] for i in rows))
+
+
 def accuracy_on_test(run: Run, data: Dataset) -> float:
     """On the test images, where the plant tells nothing."""
-    predictions = open_test(run, data)
+    return _accuracy(open_test(run, data))
+
+
+def _accuracy(predictions: Predictions) -> float:
     return float((predictions.predicted == predictions.labels).mean())
-
-
-def make(kind: str, strength: float, seed: int) -> tuple[Dataset, Plant | None]:
-    """The data of a case, a tenth of the training images held out, and what is planted in them."""
-    name = f"planted:{kind}"
-    return hold_out(planted(name, seed=seed, strength=strength), 0.1), plant_of(name)
-
-
-def in_the_field(kind: str, strength: float, seed: int) -> NDArray[np.uint8]:
-    """Images as the test's are, but others: (1000, H, W, 3)."""
-    return planted(f"planted:{kind}", seed=seed + FIELD, strength=strength, n_train=10).test.images
 
 
 def trained(data: Dataset, folder: Path, recipe: Recipe, seed: int) -> Run:
@@ -83,12 +143,12 @@ def kept(runs: Path | None) -> Iterator[Path]:
         yield runs or Path(folder)
 
 
-def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[str, Any]:
+def diagnosed(ground: Ground, kind: str, strength: float, seed: int, runs: Path | None) -> dict[str, Any]:
     """Train on a case, diagnose, and keep what was found."""
-    data, plant = make(kind, strength, seed)
+    data, truth_ = ground.make(kind, strength, seed)
     with kept(runs) as folder:
-        run = trained(data, folder / f"{kind}-{strength:g}-{seed}", RECIPE, seed)
-        found = diagnose(run, data, field=in_the_field(kind, strength, seed))
+        run = trained(data, folder / f"{ground.prefix.strip()}{kind}-{strength:g}-{seed}", RECIPE, seed)
+        found = diagnose(run, data, field=ground.field(kind, strength, seed))
         findings = [
             {key: f[key] for key in ("probe", "cause", "label", "effect", "p")} for f in found.findings if f["cause"] in LEAST
         ]
@@ -98,10 +158,10 @@ def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[
             "kind": kind,
             "strength": strength,
             "seed": seed,
-            "planted": list(plant.causes) if plant else [],
-            "labels": list(plant.labels) if plant else [],
+            "planted": list(truth_.causes) if truth_ else [],
+            "labels": list(truth_.labels) if truth_ else [],
             "causes": [{"id": c.id, "classes": list(c.classes), "effect": c.effect, "kind": c.kind} for c in found.causes],
-            "overlap": overlap(found.causes, plant),
+            "overlap": overlap(found.causes, truth_),
             "findings": findings,
             "rivals": {
                 "largest average drop": rivals.largest_drop(findings),
@@ -116,11 +176,11 @@ def diagnosed(kind: str, strength: float, seed: int, runs: Path | None) -> dict[
         }
 
 
-def overlap(causes: Iterable[Cause], plant: Plant | None) -> float | None:
+def overlap(causes: Iterable[Cause], truth_: Plant | None) -> float | None:
     """Intersection over union of the place found and the mark's true place; None without a mark to find, 0 if it isn't found."""
-    if plant is None or plant.box is None or not plant.causes:
+    if truth_ is None or truth_.box is None or not truth_.causes:
         return None
-    shares = [_iou(cause.detail["box"], plant.box) for cause in causes if cause.id == "mark"]
+    shares = [_iou(cause.detail["box"], truth_.box) for cause in causes if cause.id == "mark"]
     return max(shares, default=0.0)
 
 
@@ -131,34 +191,39 @@ def _iou(a: Sequence[int], b: Sequence[int]) -> float:
     return common / (a[2] * a[3] + b[2] * b[3] - common)
 
 
-def gap(kind: str, strength: float, seed: int, runs: Path | None) -> dict[str, Any]:
-    """The accuracy on the test images without the plant, before and after each prescription."""
-    data, plant = make(kind, strength, seed)
-    without = hold_out(unplanted(f"planted:{kind}", seed=seed), 0.1)
+def gap(ground: Ground, kind: str, strength: float, seed: int, runs: Path | None) -> dict[str, Any]:
+    """The accuracy on the test images without the plant, before and after each prescription, and on clean ones."""
+    data, truth_ = ground.make(kind, strength, seed)
+    without, clean = ground.without(kind, seed), ground.clean(seed)
+    accuracies: dict[str, float] = {}
+    cleanly: dict[str, float] = {}
     with kept(runs) as folder:
 
-        def arm(name: str, recipe: Recipe, on: Dataset = data) -> tuple[Run, float]:
-            run = trained(on, folder / f"gap-{kind}-{strength:g}-{seed}-{name}", recipe, seed + 1000)
-            return run, accuracy_on_test(run, on)
+        def arm(name: str, recipe: Recipe, on: Dataset = data) -> Run:
+            run = trained(on, folder / f"{ground.prefix.strip()}gap-{kind}-{strength:g}-{seed}-{name}", recipe, seed + 1000)
+            accuracies[name] = accuracy_on_test(run, on)
+            cleanly[name] = _accuracy(predictions_of(run, clean, "clean"))
+            return run
 
-        run, before = arm("before", RECIPE)
-        _, oracle = arm("oracle", RECIPE, without)
-        causes = diagnose(run, data, field=in_the_field(kind, strength, seed)).causes
+        before = arm("before", RECIPE)
+        arm("oracle", RECIPE, without)
+        causes = diagnose(before, data, field=ground.field(kind, strength, seed)).causes
         first = next((edit for cause in causes for edit in edits(cause, RECIPE)), None)
         every = [edit for cause in LEAST for edit in edits(_any(cause), RECIPE)]
         drawn = random.Random(f"{kind} {seed}").choice(every)
-        return {
-            "kind": kind,
-            "strength": strength,
-            "seed": seed,
-            "planted": list(plant.causes) if plant else [],
-            "before": before,
-            "oracle": oracle,
-            "prescribed": None if first is None else {"cause": first.cause, "edit": first.name},
-            "after": before if first is None else arm("after", first.apply(RECIPE))[1],
-            "generic": arm("generic", generic(RECIPE))[1],
-            "random": arm("random", drawn.apply(RECIPE))[1],
-        }
+        if first is not None:
+            arm("after", first.apply(RECIPE))
+        arm("generic", generic(RECIPE))
+        arm("random", drawn.apply(RECIPE))
+    return {
+        "kind": kind,
+        "strength": strength,
+        "seed": seed,
+        "planted": list(truth_.causes) if truth_ else [],
+        "prescribed": None if first is None else {"cause": first.cause, "edit": first.name},
+        **({"after": accuracies["before"]} | accuracies),
+        "clean": {"after": cleanly["before"]} | cleanly,
+    }
 
 
 def _any(cause: str) -> Cause:
@@ -205,54 +270,112 @@ def by_rival(case: dict[str, Any], name: str) -> set[str]:
 
 def show(cases: dict[str, Any]) -> None:
     """The tables of what the file has."""
-    diagnoses = [case for key, case in cases.items() if key.startswith("diagnose ") and case["seed"] < CALIBRATION]
-    if diagnoses:
-        kinds = list(dict.fromkeys(case["kind"] for case in diagnoses))
-        rows = []
-        for kind in kinds:
-            own = [case for case in diagnoses if case["kind"] == kind]
-            true = set(own[0]["planted"])
-            found = [by_diagnosis(case, field=False) for case in own]
-            with_field = [by_diagnosis(case, field=True) for case in own]
-            others = sorted({cause for some in found for cause in some - true})
-            hits, more = (sum(true <= f if true else not f for f in some) for some in (found, with_field))
-            places = [case["overlap"] for case in own if case["overlap"] is not None]
-            place = f"{statistics.fmean(places):.2f}" if places else ""
-            drop = statistics.fmean(case["dev_accuracy"] - case["test_accuracy"] for case in own)
-            true_names, named = ", ".join(sorted(true)) or "none", (f"{hits}/{len(own)}", f"{more}/{len(own)}")
-            rows.append((kind, true_names, *named, ", ".join(others), place, f"{100 * drop:.1f}"))
-        columns = ("plant", "planted", "named", "with field", "also named", "place, IoU", "dev − test, points")
-        console.print(table(columns, rows, left=("plant", "planted", "also named")))
-        rules: dict[str, Callable[[dict[str, Any]], set[str]]] = {
-            "diagnose": partial(by_diagnosis, field=False),
-            "diagnose, with images from the field": partial(by_diagnosis, field=True),
-            **{name: partial(by_rival, name=name) for name in diagnoses[0]["rivals"]},
-        }
-        scored = {name: scores(diagnoses, rule) for name, rule in rules.items()}
-        keys = ("precision", "recall", "f1", "false_alarms")
-        drawn = [(name, *(f"{v[key]:.2f}" for key in keys), v["cases"], v["nulls"]) for name, v in scored.items()]
-        console.print(table(("rule", *keys, "plants", "nulls"), drawn, left=("rule",)))
-    gaps = [case for key, case in cases.items() if key.startswith("gap ")]
-    if gaps:
-        lines: list[tuple[str, ...]] = []
-        for case in gaps:
-            width = case["oracle"] - case["before"]
-            arms = ("after", "generic", "random")
-            closed = [f"{(case[arm] - case['before']) / width:+.2f}" if width > 0.01 else "–" for arm in arms]
-            given = f"{case['prescribed']['edit']} ({case['prescribed']['cause']})" if case["prescribed"] else "none"
-            accuracies = (f"{case['before']:.1%}", f"{case['oracle']:.1%}")
-            lines.append((f"{case['kind']} {case['seed']}", *accuracies, given, *closed))
-        columns = ("case", "before", "without the plant", "prescribed", "gap closed", "TrivialAugment + Cutout", "random")
-        console.print(table(columns, lines, left=("case", "prescribed")))
-        wide = [case for case in gaps if case["oracle"] - case["before"] > 0.01]
-        for arm in ("after", "generic", "random"):
-            values = [(case[arm] - case["before"]) / (case["oracle"] - case["before"]) for case in wide]
-            console.print(f"gap closed, {arm}: mean {np.mean(values):.2f}, n = {len(values)}")
+    for name in GROUNDS:
+        own = [case for case in cases.values() if case.get("on", "planted") == name and case["seed"] < CALIBRATION]
+        diagnoses, gaps = ([case for case in own if key in case] for key in ("findings", "oracle"))
+        if own:
+            console.rule(name)
+        if diagnoses:
+            show_diagnoses(diagnoses, natural(diagnoses) if name == "cifar10" else {})
+        if gaps:
+            show_gaps(gaps)
+
+
+def natural(cases: Sequence[dict[str, Any]]) -> dict[int, set[str]]:
+    """By seed what is named of the clean images: causes that were there before anything was planted."""
+    return {case["seed"]: by_diagnosis(case, field=True) for case in cases if case["kind"] == "clean"}
+
+
+def show_diagnoses(cases: Sequence[dict[str, Any]], own: dict[int, set[str]]) -> None:
+    """What was named of each plant at each strength, and the scores. own: causes that aren't counted, by seed."""
+
+    def beyond(named: Callable[[dict[str, Any]], set[str]]) -> Callable[[dict[str, Any]], set[str]]:
+        return lambda case: named(case) - (own.get(case["seed"], set()) - set(case["planted"]))
+
+    alone, with_field = (beyond(partial(by_diagnosis, field=field)) for field in (False, True))
+    rows = []
+    for kind, strength in dict.fromkeys((case["kind"], case["strength"]) for case in cases):
+        some = [case for case in cases if (case["kind"], case["strength"]) == (kind, strength)]
+        true = set(some[0]["planted"])
+        hits = [sum(true <= named(case) if true else not named(case) for case in some) for named in (alone, with_field)]
+        others = sorted({cause for case in some for cause in with_field(case) - true})
+        places = [case["overlap"] for case in some if case["overlap"] is not None]
+        place = f"{statistics.fmean(places):.2f}" if places else ""
+        drop = statistics.fmean(case["dev_accuracy"] - case["test_accuracy"] for case in some)
+        names = (f"{kind} {strength:g}", ", ".join(sorted(true)) or "none")
+        rows.append((*names, *(f"{hit}/{len(some)}" for hit in hits), ", ".join(others), place, f"{100 * drop:.1f}"))
+    columns = ("plant", "planted", "named", "with field", "also named", "place, IoU", "dev − test, points")
+    console.print(table(columns, rows, left=("plant", "planted", "also named")))
+    rules: dict[str, Callable[[dict[str, Any]], set[str]]] = {
+        "diagnose": alone,
+        "diagnose, with images from the field": with_field,
+        **{name: partial(by_rival, name=name) for name in cases[0]["rivals"]},
+    }
+    keys, drawn = ("precision", "recall", "f1", "false_alarms"), []
+    for name, rule in rules.items():
+        scored = scores(cases, rule)
+        low, high = (
+            wilson(round(scored["false_alarms"] * scored["nulls"]), int(scored["nulls"])) if scored["nulls"] else (0.0, 1.0)
+        )
+        interval = f"{low:.2f} to {high:.2f}"
+        drawn.append((name, *(f"{scored[key]:.2f}" for key in keys), interval, scored["cases"], scored["nulls"]))
+    console.print(table(("rule", *keys, "95 %", "plants", "nulls"), drawn, left=("rule",)))
+    seconds = [case["seconds"]["diagnosis"] for case in cases]
+    console.print(f"seconds a diagnosis: median {statistics.median(seconds):.0f}, n = {len(seconds)}")
+
+
+def show_gaps(gaps: Sequence[dict[str, Any]]) -> None:
+    """What each prescription closed of the gap, and what it costs where nothing was to be mended."""
+    wide = [case for case in gaps if case["oracle"] - case["before"] > LEAST_GAP]
+    lines: list[tuple[str, ...]] = []
+    for case in gaps:
+        closes = [f"{_closed(case, arm):+.2f}" if case in wide else "–" for arm in ("after", "generic", "random")]
+        given = f"{case['prescribed']['edit']} ({case['prescribed']['cause']})" if case["prescribed"] else "none"
+        lost = f"{100 * _lost(case, 'after'):+.1f}" if "clean" in case else ""
+        figures = (f"{case['before']:.1%}", f"{case['oracle']:.1%}", given, *closes, lost)
+        lines.append((f"{case['kind']} {case['strength']:g} {case['seed']}", *figures))
+    columns = (
+        "case",
+        "before",
+        "without the plant",
+        "prescribed",
+        "gap closed",
+        "TrivialAugment + Cutout",
+        "random",
+        "clean, points lost",
+    )
+    console.print(table(columns, lines, left=("case", "prescribed")))
+    right = [case["prescribed"]["cause"] in case["planted"] for case in gaps if case["prescribed"]]
+    console.print(f"first prescription of a planted cause: {sum(right)} of {len(right)} prescriptions, {len(gaps)} cases")
+    for arm in ("after", "generic", "random"):
+        console.print(f"gap closed, {arm}: {_mean([_closed(case, arm) for case in wide])}")
+    console.print(f"gap closed, after − generic: {_mean([_closed(c, 'after') - _closed(c, 'generic') for c in wide])}")
+    told = [case for case in gaps if "clean" in case]
+    for arm in ("after", "generic", "random") if told else ():
+        console.print(f"points lost on clean images, {arm}: {_mean([100 * _lost(case, arm) for case in told])}")
+
+
+def _closed(case: dict[str, Any], arm: str) -> float:
+    return float((case[arm] - case["before"]) / (case["oracle"] - case["before"]))
+
+
+def _lost(case: dict[str, Any], arm: str) -> float:
+    return float(case["clean"]["before"] - case["clean"][arm])
+
+
+def _mean(values: Sequence[float]) -> str:
+    """The mean with Student's interval."""
+    if len(values) < 2:
+        return f"n = {len(values)}"
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+    return f"{mean:.2f} (95 % interval {mean - half:.2f} to {mean + half:.2f}), n = {len(values)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", default=["diagnose", "gap"], choices=["diagnose", "gap", "show"])
+    parser.add_argument("--on", default="planted", choices=list(GROUNDS))
     parser.add_argument("--kinds", default=",".join(PLANTS))
     parser.add_argument("--strengths", default="0.9")
     parser.add_argument("--seeds", type=int, default=3)
@@ -261,17 +384,21 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--json", type=Path, default=Path("plantbench.json"))
     options = parser.parse_args()
+    ground = GROUNDS[options.on]
     cases: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
 
     def once(work: Callable[..., dict[str, Any]], name: str, kind: str, strength: float, seed: int) -> None:
-        key = f"{name} {kind} {strength:g} {seed}"
+        key = f"{ground.prefix}{name} {kind} {strength:g} {seed}"
         if key not in cases:
-            cases[key] = work(kind, strength, seed, options.runs)
+            cases[key] = {"on": options.on, **work(ground, kind, strength, seed, options.runs)}
             options.json.write_text(json.dumps(cases, indent=1) + "\n")
             console.print(f"{key}: {[c['id'] for c in cases[key]['causes']] if name == 'diagnose' else cases[key]}")
 
     strengths = [float(s) for s in options.strengths.split(",")]
     kinds = [kind for kind in options.kinds.split(",") if kind]
+    if options.sections == ["show"]:
+        show(cases)
+        return
     for seed in range(options.first_seed, options.first_seed + max(options.seeds, options.nulls)):
         for strength in strengths:
             for kind in kinds if seed < options.first_seed + options.seeds else []:
