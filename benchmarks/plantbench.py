@@ -150,7 +150,9 @@ def diagnosed(ground: Ground, kind: str, strength: float, seed: int, runs: Path 
         run = trained(data, folder / f"{ground.prefix.strip()}{kind}-{strength:g}-{seed}", RECIPE, seed)
         found = diagnose(run, data, field=ground.field(kind, strength, seed))
         findings = [
-            {key: f[key] for key in ("probe", "cause", "label", "effect", "p")} for f in found.findings if f["cause"] in LEAST
+            {key: f[key] for key in ("probe", "cause", "label", "effect", "p", "masks") if key in f}
+            for f in found.findings
+            if f["cause"] in LEAST
         ]
         subject = Subject.of(run, data)
         maps = subject.heatmaps()
@@ -261,7 +263,12 @@ def by_diagnosis(case: dict[str, Any], field: bool) -> set[str]:
     """The causes that `diagnose` names, with images from the field or without, by the thresholds as they are now."""
     findings = [f for f in case["findings"] if field or f["probe"] != "field"]
     rates = false_discovery_rates(np.array([f["p"] for f in findings]))
-    return {f["cause"] for f, q in zip(findings, rates, strict=True) if holds(f["probe"], f["cause"], f["effect"], float(q))}
+    keys = ("probe", "cause", "effect")
+    return {
+        f["cause"]
+        for f, q in zip(findings, rates, strict=True)
+        if holds(*(f[key] for key in keys), float(q), f.get("masks", True))
+    }
 
 
 def by_rival(case: dict[str, Any], name: str) -> set[str]:

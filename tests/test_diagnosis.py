@@ -13,7 +13,17 @@ import pytest
 
 from sightline import diagnosis
 from sightline.datasets import Dataset, hold_out
-from sightline.diagnosis import ALPHA, LEAST, Diagnosis, concluded, diagnose, false_discovery_rates
+from sightline.diagnosis import (
+    ALPHA,
+    LEAST,
+    LEAST_BY_GUESS,
+    LEAST_BY_PROBE,
+    Diagnosis,
+    concluded,
+    diagnose,
+    false_discovery_rates,
+    least_of,
+)
 from sightline.exceptions import DataError, RunError
 from sightline.probes import Finding
 from sightline.recipe import Recipe
@@ -70,6 +80,18 @@ def test_a_cause_needs_both_its_least_effect_and_a_small_q(cause: str) -> None:
     assert [c.id for c in conclude([finding(cause, LEAST[cause], 0.01, label)]).causes] == [cause]
     assert conclude([finding(cause, LEAST[cause] - 1e-6, 0.01, label)]).causes == ()
     assert conclude([finding(cause, 1.0, ALPHA + 1e-6, label)]).causes == ()
+
+
+@pytest.mark.parametrize("probe", LEAST_BY_GUESS)
+def test_where_objects_are_guessed_a_background_needs_more(probe: str) -> None:
+    known, guessed = LEAST_BY_PROBE.get(probe, LEAST["background"]), LEAST_BY_GUESS[probe]
+    assert known < guessed
+    for masks, enough in ((True, known), (False, guessed)):
+        for effect, causes in ((enough, ["background"]), (enough - 1e-6, [])):
+            found = conclude([finding("background", effect, 0.01, 1, probe=probe, detail={"masks": masks})])
+            assert [c.id for c in found.causes] == causes
+            assert found.findings[0].get("masks", True) == masks
+            assert all(least_of(c) == enough for c in found.causes)
 
 
 @pytest.mark.parametrize(("seen", "declared"), [((1, 1, 1), True), ((1, 0, 1), True), ((0, 1, 0), False)])

@@ -50,6 +50,8 @@ LEAST = {  # the least effect of each cause, as a share of the images that its p
 # Classes differ in what they lose when a part of the image is taken away by far more than in what one thing draws to them.
 # What the field says is accuracy that is lost where the model is used: of that, little matters.
 LEAST_BY_PROBE = {"shuffle": 0.35, "place kept": 0.06, "background kept": 0.17, "tint": 0.05, "field": 0.04}
+# Where an object's outline is guessed, what is left of it outside of the guess speaks for its class as a background would.
+LEAST_BY_GUESS = {"background": 0.25, "background kept": 0.45}
 REPAIRED = 0.02  # the share of the mistakes that a cause repairs beyond its sham, from which on it costs accuracy now
 SHOWN = 12  # images of a cause
 
@@ -199,7 +201,7 @@ def concluded(
         runs[0].classes,
         len(ids),
         len(wrong),
-        tuple(sorted(causes, key=lambda cause: (cause.kind != "cost", -cause.effect / least(cause.probe, cause.id)))),
+        tuple(sorted(causes, key=lambda cause: (cause.kind != "cost", -cause.effect / least_of(cause)))),
         tuple({**_summary(finding), "q": float(rate)} for finding, rate in zip(first, q[0], strict=True)),
         _groups(declared, first, wrong, ids),
         seconds(),
@@ -216,18 +218,24 @@ def false_discovery_rates(findings: Sequence[Finding]) -> list[float]:
     return rates
 
 
-def least(probe: str, cause: str) -> float:
-    """The least effect of a probe that is enough for its cause."""
-    return LEAST_BY_PROBE.get(probe, LEAST[cause])
+def least(probe: str, cause: str, masks: bool = True) -> float:
+    """The least effect of a probe that is enough for its cause; masks: whether it knew where the objects are."""
+    known = LEAST_BY_PROBE.get(probe, LEAST[cause])
+    return known if masks else LEAST_BY_GUESS.get(probe, known)
 
 
-def holds(probe: str, cause: str, effect: float, q: float) -> bool:
+def least_of(found: Finding | Cause) -> float:
+    """The least effect that is enough for what was found."""
+    return least(found.probe, found.cause if isinstance(found, Finding) else found.id, found.detail.get("masks", True))
+
+
+def holds(probe: str, cause: str, effect: float, q: float, masks: bool = True) -> bool:
     """Whether a finding is enough to declare its cause, as far as one seed goes."""
-    return q <= ALPHA and effect >= least(probe, cause)
+    return q <= ALPHA and effect >= least(probe, cause, masks)
 
 
 def _declared(finding: Finding, q: float) -> bool:
-    return holds(finding.probe, finding.cause, finding.effect, q)
+    return holds(finding.probe, finding.cause, finding.effect, q, finding.detail.get("masks", True))
 
 
 def _grouped(declared: Sequence[int], findings: Sequence[Finding]) -> dict[tuple[Any, ...], list[int]]:
@@ -241,7 +249,7 @@ def _grouped(declared: Sequence[int], findings: Sequence[Finding]) -> dict[tuple
 
 def _cause(findings: Sequence[Finding], q: Sequence[float], ids: Sequence[str]) -> Cause:
     """One cause of the findings that speak for it: the figures are those of the strongest, in multiples of what is enough."""
-    best = max(range(len(findings)), key=lambda i: findings[i].effect / least(findings[i].probe, findings[i].cause))
+    best = max(range(len(findings)), key=lambda i: findings[i].effect / least_of(findings[i]))
     strongest = findings[best]
     labels = () if any(f.label is None for f in findings) else tuple(sorted({f.label for f in findings if f.label is not None}))
     repaired = max(finding.repaired for finding in findings)
@@ -279,7 +287,8 @@ def _summary(finding: Finding) -> dict[str, Any]:
     """A finding for the disk: its figures, without what only the cause that comes of it needs."""
     keys = ("probe", "cause", "label", "rate", "sham", "effect", "low", "high", "p", "n", "repaired")
     curves = {key: finding.detail[key] for key in ("magnitudes", "breaks", "sham", "note") if key in finding.detail}
-    return {**{key: getattr(finding, key) for key in keys}, **({"curve": curves} if curves else {})}
+    guessed = {} if finding.detail.get("masks", True) else {"masks": False}
+    return {**{key: getattr(finding, key) for key in keys}, **({"curve": curves} if curves else {}), **guessed}
 
 
 def _refuse_strangers(runs: Sequence[Run]) -> None:

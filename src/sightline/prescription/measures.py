@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets import Dataset
-from ..diagnosis import LEAST, Cause, least
+from ..diagnosis import LEAST, Cause, least_of
 from ..mistakes import confusion_matrix
 from ..probes import Finding, Subject, probe
 from ..runs import Predictions, Run
@@ -98,7 +98,7 @@ def collateral(before: Sequence[Sequence[Finding]], after: Sequence[Sequence[Fin
         then, now = _same(before, finding), _same(after, finding)
         change = _average(now).minus(_average(then))
         everywhere = min(f.effect for f in now) > max((f.effect for f in then), default=0.0)
-        if everywhere and change.value >= least(finding.probe, finding.cause) and change.widened(len(first)).low > 0:
+        if everywhere and change.value >= least_of(finding) and change.widened(len(first)).low > 0:
             more.append(finding)
     return more
 

@@ -9,7 +9,7 @@ from typing import Any
 from .. import pipelines
 from ..augment import HorizontalFlip, bind, to_albumentations
 from ..comparison import compare_predictions, recipe_difference
-from ..diagnosis import Cause, Diagnosis, least
+from ..diagnosis import Cause, Diagnosis, least_of
 from ..evaluation import open_test
 from ..exceptions import RecipeError
 from ..probes import Finding, Subject, probe
@@ -45,7 +45,7 @@ def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, diagnosis: 
             "primary": "group" if by_group else "probe",
             "measure": measure,
             "group": list(group),
-            "least": LEAST_GAIN if by_group else least(cause.probe, cause.id),
+            "least": LEAST_GAIN if by_group else least_of(cause),
             "alpha": ALPHA,
             "seeds": {arm: seeds_of(ground, plan, arm) for arm in plan.arms},
         }

@@ -45,7 +45,8 @@ class Finding:
 
     probe: its name.  cause: the id of the cause that it speaks for; "gate" and "data" speak for none alone.  label: the class
     that it is tied to, or None.  rate, sham, effect, low, high, p, n: as in `Effect`.
-    repaired: the share of the mistakes that were tried which become right under the probe, minus the share under the sham.
+    repaired: the share of the mistakes that were tried which become right under the probe, minus the share under the sham; of
+    curves, minus the share of right answers that are lost, too.
     repairs: the rows of the split that become right under the probe and not under the sham.  rows: up to 12 rows of the split
     that show best what it finds.  detail: JSON-ready values of its own; "note" says why nothing could be measured.
     """

@@ -184,9 +184,9 @@ def sensitivity(subject: Subject, random: np.random.Generator, explained: Collec
     """Return a finding a curve of CURVES: the share of right images that the change makes wrong, beyond the sham's.
 
     Of a flip it is the probability that their class loses, on average. `repaired` and `repairs` are of the mistakes, at the
-    reference magnitude. detail: magnitudes, the mildest first; breaks and sham, the shares of wrong answers at each; low, the
-    lower end of the 95 % interval of their difference; knee, the mildest magnitude at which that is above 0, or None; reference;
-    kind, of the sham.
+    reference magnitude; of the former the share of right answers that are lost is taken off. detail: magnitudes, the mildest
+    first; breaks and sham, the shares of wrong answers at each; low, the lower end of the 95 % interval of their difference;
+    knee, the mildest magnitude at which that is above 0, or None; reference; kind, of the sham.
 
     explained: classes with a shortcut. Their images break because that is disturbed, which is no reason to want the change:
     they are left out, as long as they aren't most of all.
@@ -290,17 +290,20 @@ def _finding(subject: Subject, curve: Curve, right: Integers, broken: Bools, wro
     at = curve.magnitudes.index(curve.reference)
     shown = right[broken[:, at, 0] & ~broken[:, at, 1]]
     clear = [magnitude for magnitude, effect in zip(curve.magnitudes, effects, strict=True) if effect.low > 0]
+    mends = repairs(wrong, mended[:, 0, 0], mended[:, 0, 1])
+    if len(wrong):  # what makes a model say anything makes it say the right thing too, now and then
+        mends["repaired"] -= max(0.0, effects[at].effect)
     return found(
         curve.probe,
         curve.cause,
         None,
         effects[at],
-        **repairs(wrong, mended[:, 0, 0], mended[:, 0, 1]),
+        **mends,
         rows=surest(subject.margins, shown),
         magnitudes=list(curve.magnitudes),
         breaks=[effect.rate for effect in effects],
         sham=[effect.sham for effect in effects],
-        low=[effect.low for effect in effects],
+        low=[float(effect.low) for effect in effects],
         knee=clear[0] if clear else None,
         reference=curve.reference,
         kind=curve.sham,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import figures
-from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds, least
+from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds, least_of
 from ..prescription.edits import edits
 from .pictures import encoded, joined, tile_of, uri
 from .words import chance, percent, points, span
@@ -228,7 +228,7 @@ def ranked(diagnosis: Diagnosis) -> list[Cause]:
     """Return the causes in the order of `RULE`."""
 
     def order(cause: Cause) -> tuple[bool, float, float]:
-        evidence = cause.effect / (least(cause.probe, cause.id) if cause.id in LEAST else 1.0)
+        evidence = cause.effect / (least_of(cause) if cause.id in LEAST else 1.0)
         return cause.kind != "cost", -evidence * len(diagnosis.groups.get(cause.id, ())), -evidence
 
     return sorted(diagnosis.causes, key=order)
