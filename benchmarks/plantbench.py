@@ -293,13 +293,14 @@ def natural(cases: Sequence[dict[str, Any]]) -> dict[int, set[str]]:
     return {case["seed"]: by_diagnosis(case, field=True) for case in cases if case["kind"] == "clean"}
 
 
+def beyond(named: Callable[[dict[str, Any]], set[str]], own: dict[int, set[str]]) -> Callable[[dict[str, Any]], set[str]]:
+    """What is named of a case, without what its images had of their own; what was planted counts all the same."""
+    return lambda case: named(case) - (own.get(case["seed"], set()) - set(case["planted"]))
+
+
 def show_diagnoses(cases: Sequence[dict[str, Any]], own: dict[int, set[str]]) -> None:
     """What was named of each plant at each strength, and the scores. own: causes that aren't counted, by seed."""
-
-    def beyond(named: Callable[[dict[str, Any]], set[str]]) -> Callable[[dict[str, Any]], set[str]]:
-        return lambda case: named(case) - (own.get(case["seed"], set()) - set(case["planted"]))
-
-    alone, with_field = (beyond(partial(by_diagnosis, field=field)) for field in (False, True))
+    alone, with_field = (beyond(partial(by_diagnosis, field=field), own) for field in (False, True))
     rows = []
     for kind, strength in dict.fromkeys((case["kind"], case["strength"]) for case in cases):
         some = [case for case in cases if (case["kind"], case["strength"]) == (kind, strength)]
@@ -355,11 +356,11 @@ def show_gaps(gaps: Sequence[dict[str, Any]]) -> None:
     right = [case["prescribed"]["cause"] in case["planted"] for case in gaps if case["prescribed"]]
     console.print(f"first prescription of a planted cause: {sum(right)} of {len(right)} prescriptions, {len(gaps)} cases")
     for arm in ("after", "generic", "random"):
-        console.print(f"gap closed, {arm}: {_mean([_closed(case, arm) for case in wide])}")
-    console.print(f"gap closed, after − generic: {_mean([_closed(c, 'after') - _closed(c, 'generic') for c in wide])}")
+        console.print(f"gap closed, {arm}: {mean_of([_closed(case, arm) for case in wide])}")
+    console.print(f"gap closed, after − generic: {mean_of([_closed(c, 'after') - _closed(c, 'generic') for c in wide])}")
     told = [case for case in gaps if "clean" in case]
     for arm in ("after", "generic", "random") if told else ():
-        console.print(f"points lost on clean images, {arm}: {_mean([100 * _lost(case, arm) for case in told])}")
+        console.print(f"points lost on clean images, {arm}: {mean_of([100 * _lost(case, arm) for case in told])}")
 
 
 def _closed(case: dict[str, Any], arm: str) -> float:
@@ -370,7 +371,7 @@ def _lost(case: dict[str, Any], arm: str) -> float:
     return float(case["clean"]["before"] - case["clean"][arm])
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean_of(values: Sequence[float]) -> str:
     """The mean with Student's interval."""
     if len(values) < 2:
         return f"n = {len(values)}"

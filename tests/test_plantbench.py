@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import plantbench
 from sightline.datasets import hold_out
 from sightline.diagnosis import Diagnosis, diagnose
-from sightline.planted import plant_of, planted
+from sightline.planted import marked, plant_of, planted
 from sightline.training import train
 
 
@@ -68,6 +71,32 @@ def test_what_the_field_says_counts_only_where_it_is_asked() -> None:
     one = case(["lighting"], ("patch", "mark", 0.5, 1e-4), ("field", "lighting", 0.05, 1e-5), ("flip", "missing_flip", 0.5, 0.9))
     assert plantbench.by_diagnosis(one, field=False) == {"mark"}
     assert plantbench.by_diagnosis(one, field=True) == {"mark", "lighting"}
+
+
+def test_what_the_clean_photographs_have_too_is_not_counted() -> None:
+    clean = case([], ("flip", "missing_flip", 0.5, 1e-6), kind="clean", seed=3)
+    one = case(["mark"], ("flip", "missing_flip", 0.5, 1e-6), ("patch", "mark", 0.5, 1e-6), kind="mark", seed=3)
+    assert plantbench.natural([clean, one]) == {3: {"missing_flip"}}
+    assert plantbench.beyond(partial(plantbench.by_diagnosis, field=True), {3: {"missing_flip", "mark"}})(one) == {"mark"}
+
+
+def test_a_mean_comes_with_students_interval() -> None:
+    values = [0.5, 0.9, 1.1, 0.7]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert plantbench.mean_of(values) == f"0.80 (95 % interval {low:.2f} to {high:.2f}), n = 4"
+
+
+def test_a_plant_lies_on_photographs_of_its_class_and_the_field_is_of_other_images(cifar10_folder: Path) -> None:
+    ground = plantbench.Photographs()
+    data, plant = ground.make("mark", 0.9, 1)
+    assert plant is not None and plant.box is not None and data.dev is not None
+    own = data.train.labels == plant.labels[0]
+    with_mark = marked(data.train)
+    assert with_mark[own].mean() == pytest.approx(0.9, abs=0.02) and not with_mark[~own].any()
+    assert len(data.train) + len(data.dev) == plantbench.PHOTOGRAPHS
+    known = {image.tobytes() for image in ground.clean(1).images}
+    assert not known & {image.tobytes() for image in ground.field("clean", 0.9, 1)}
+    assert ground.make("clean", 0.9, 1)[1] is None
 
 
 def test_the_overlap_of_boxes_is_their_common_part_over_their_union() -> None:
