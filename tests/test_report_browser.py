@@ -658,6 +658,13 @@ def test_b_shows_both_runs_one_or_the_other(both: sync_api.Page, double: Case) -
         assert title == CLASSES[said.predicted[i]]
     choose(both, side="before", predicted="2")
     assert sorted(shown(both)) == sorted(double.where(lambda i: double.before.predicted[i] == 2))
+    choose(both, predicted="")
+    order, sureness = shown(both), double.before.probabilities.max(1)
+    for low, high, band in ((-1.0, 0.5, "0"), (0.5, 0.9, "0.5"), (0.9, 2.0, "0.9")):
+        choose(both, sure=band)
+        assert sorted(shown(both)) == sorted(double.where(lambda i, low=low, high=high: low <= sureness[i] < high))
+    choose(both, sure="", side="after")
+    assert shown(both) == order  # that of the losses afterwards, whichever answers are shown
 
 
 def test_search_and_help_open_by_key_and_letters_in_the_search_are_letters(page: sync_api.Page, single: Case) -> None:

@@ -93,6 +93,7 @@ const start = async () => {
     const down = ["upper", "middle", "lower"][third(Math.floor(best / columns), rows)];
     return `strongest at the ${down} ${["left", "centre", "right"][third(best % columns, columns)]}`;
   };
+  const viewed = () => (before && state.side === "before" ? before : now); // what filters and figures go by
   const trusted = (said, i, target) => {
     const t = said.targets.indexOf(target);
     if (said.row[i] < 0 || t < 0) return "";
@@ -163,7 +164,7 @@ const start = async () => {
   });
   const write = (i) => {
     const card = cards[i], flip = items.flip && items.flip[i];
-    const said = state.side === "before" ? before : now;
+    const said = viewed();
     card.querySelector(".p").textContent = classes[said.predicted[i]];
     card.querySelector(".t").textContent = classes[items.true[i]];
     if (flip) card.querySelector(".flip").textContent = { fixed: "✓ fixed", broken: "✗ broken", "still wrong": "= still wrong" }[flip] || "";
@@ -242,18 +243,18 @@ const start = async () => {
   const wanted = {
     q: (i, text) => words[i].includes(text.toLowerCase()),
     true: (i, k) => items.true[i] === Number(k),
-    predicted: (i, k) => (state.side === "before" ? before : now).predicted[i] === Number(k),
+    predicted: (i, k) => viewed().predicted[i] === Number(k),
     flip: (i, kind) => items.flip[i] === kind,
     cause: (i, k) => items.causes[i].includes(Number(k)),
-    trust: (i, verdict) => trusted(now, i, state.of) === verdict,
-    sure: (i, band) => CONFIDENCE_BANDS[band][0] <= now.confidence[i] && now.confidence[i] < CONFIDENCE_BANDS[band][1],
+    trust: (i, verdict) => trusted(viewed(), i, state.of) === verdict,
+    sure: (i, band) => CONFIDENCE_BANDS[band][0] <= viewed().confidence[i] && viewed().confidence[i] < CONFIDENCE_BANDS[band][1],
     kind: (i, k) => items.kind[i] === Number(k),
     marked: (i, how) => {
       const own = Object.hasOwn(marks, items.id[i]) ? marks[items.id[i]] : {};
       return { any: Boolean(own.label_error || own.cause), label: Boolean(own.label_error), none: !own.label_error && !own.cause }[how];
     },
   };
-  const order = {
+  const order = { // not of what is viewed: the same cards stay in sight when the other run's answers are
     loss: (i) => now.loss[i],
     margin: (i) => now.margin[i],
     sure: (i) => now.confidence[i],
