@@ -380,6 +380,11 @@ def mean_of(values: Sequence[float]) -> str:
     return f"{mean:.2f} (95 % interval {mean - half:.2f} to {mean + half:.2f}), n = {len(values)}"
 
 
+def a_line_each(cases: dict[str, Any]) -> str:
+    """JSON with a case a line: a change of one shows as one."""
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(case)}" for key, case in cases.items()) + "\n}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", default=["diagnose", "gap"], choices=["diagnose", "gap", "show"])
@@ -399,7 +404,7 @@ def main() -> None:
         key = f"{ground.prefix}{name} {kind} {strength:g} {seed}"
         if key not in cases:
             cases[key] = {"on": options.on, **work(ground, kind, strength, seed, options.runs)}
-            options.json.write_text(json.dumps(cases, indent=1) + "\n")
+            options.json.write_text(a_line_each(cases))
             console.print(f"{key}: {[c['id'] for c in cases[key]['causes']] if name == 'diagnose' else cases[key]}")
 
     strengths = [float(s) for s in options.strengths.split(",")]

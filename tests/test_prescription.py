@@ -758,6 +758,25 @@ def test_a_fix_that_makes_another_probe_worse_is_traded(run: Run, data: Dataset,
     assert result.verdict == "traded"
 
 
+@pytest.mark.parametrize(
+    ("outcome", "high", "kept"),
+    [("cannot tell", -0.005, True), ("no effect", -0.005, True), ("cannot tell", 0.01, False), ("traded", -0.005, False)],
+)
+def test_an_edit_that_isnt_proved_and_costs_accuracy_is_advised_against(outcome: str, high: float, kept: bool) -> None:
+    nothing = {"value": 0.0, "low": -0.2, "high": 0.2}
+    measures = {
+        "gain": nothing,
+        "change": {"value": -0.01, "low": -0.015, "high": high},
+        "effect": {"before": nothing, "after": nothing},
+        "group": {"n": 28},
+        "primary": "group",
+        "worse": [],
+    }
+    edit = edits(FLIP, PLAIN)[0]
+    assert ("keep the recipe as it is" in proof_module.summary(outcome, FLIP, edit, measures)) == kept
+    assert Fix(outcome, "", "").proved == (outcome == "traded")
+
+
 def test_the_second_cause_is_tried_where_the_first_has_no_edit_that_helps(
     run: Run, data: Dataset, probes: Probes, tmp_path: Path
 ) -> None:

@@ -843,7 +843,8 @@ def _fixed(found: Fix) -> list[Any]:
         lines.append(table(("arm, trained anew", "test accuracy"), arms, left=("arm, trained anew",)))
     lines.append(f"{found.summary[0].upper()}{found.summary[1:]}.")
     if found.edit is not None:
-        lines.append(f"The edited recipe, for sightline train -r: {found.folder}/recipe.json. {found.edit['why']}")
+        what = "The edited recipe, for sightline train -r" if found.proved else "The recipe that was tried"
+        lines.append(f"{what}: {found.folder}/recipe.json. {found.edit['why'].capitalize()}.")
     return lines
 
 

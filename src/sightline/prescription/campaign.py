@@ -30,7 +30,7 @@ from ..recipe import Recipe
 from ..runs import Run
 from .edits import Edit, edits, refuse_unknown
 from .ground import Ground, Journal, OnStep, Step
-from .plan import Budget, Costs, clock, plan_budget, verdict
+from .plan import PROVED, Budget, Costs, clock, plan_budget, verdict
 from .proof import exported, interval_of, promised, proved, retrained, summary
 from .pruning import pruned, tuning_epochs
 
@@ -60,6 +60,11 @@ class Fix:
     measures: dict[str, Any] | None = None
     albumentations: str | None = None
     seconds: float = 0.0
+
+    @property
+    def proved(self) -> bool:
+        """Whether the edit does what it is for, whatever else it does."""
+        return self.verdict in PROVED
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

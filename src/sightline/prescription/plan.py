@@ -19,6 +19,7 @@ POWER = 0.8
 LEAST_GAIN = 0.05  # of a group's accuracy: less is no effect worth a change of the recipe
 
 Outcome = Literal["fixed", "risk reduced", "traded", "no effect", "cannot tell"]
+PROVED = ("fixed", "risk reduced", "traded")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..runs import Predictions, Run, write_json
 from .edits import Edit, generic
 from .ground import Ground, Step, read_json
 from .measures import collateral, effect_of, right_on, worst_class
-from .plan import LEAST_GAIN, Budget, Interval
+from .plan import LEAST_GAIN, PROVED, Budget, Interval
 from .pruning import LEAST_GROUP, group_of
 
 ALPHA = 0.05
@@ -124,6 +124,7 @@ def summary(outcome: str, cause: Cause, edit: Edit, measures: Mapping[str, Any])
         f"test accuracy {_points(change)}",
         *([f"worse: {', '.join(measures['worse'])}"] if measures["worse"] else []),
         *([f"smallest effect that could be told: {100 * gain.detectable:.1f} points"] if outcome == "cannot tell" else []),
+        *(["keep the recipe as it is: accuracy is lost"] if outcome not in PROVED and change.high < 0 else []),
     ]
     return "; ".join(parts)
 
