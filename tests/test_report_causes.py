@@ -124,7 +124,9 @@ def test_evidence_says_the_probe_its_sham_and_the_interval() -> None:
         "Difference +30.0 points, 95 % interval +20.0 to +38.0; q = 0.012."
     )
     assert shown.detail == "The mildest change that breaks more than its sham: 1.15 factor of the size."
-    assert shown.repaired == "Undoing it repairs 7 of 20 mistakes (beyond the sham: 4.0 % of the mistakes tried)."
+    assert shown.repaired == (
+        "Undoing it repairs 7 of 20 mistakes (beyond the sham, less what it breaks: 4.0 % of the mistakes tried)."
+    )
     assert (shown.title, shown.kind_words, shown.classes) == ("Larger or smaller things are lost", "costs accuracy now", ())
     marked = card(MARK)
     assert marked.detail == (
@@ -254,6 +256,8 @@ def test_a_fix_that_proved_nothing_is_said_too() -> None:
     fix = {**proved(MARK), "verdict": "no effect", "cause": None, "measures": None}
     shown = cards(diagnosis(MARK, SCALE), RECIPE, 32, None, fix)
     assert [each.proof and (each.proof.verdict, each.proof.command) for each in shown] == [None, ("no effect", "")]
+    unproved = card(MARK, fix={**proved(MARK), "verdict": "cannot tell"}).proof
+    assert unproved is not None and (unproved.verdict, unproved.command) == ("cannot tell", "")
     folderless = card(MARK, fix={**proved(MARK), "folder": ""}).proof
     assert folderless is not None and folderless.command == "sightline train DATA -r FOLDER/recipe.json"
 
@@ -338,7 +342,9 @@ def test_sections_are_text_and_whole() -> None:
     assert shown == cards(found, RECIPE, 32, split(), fix, data=HOSTILE)
     page = whole(found, shown)
     assert "script" not in page.tags and page.tags.count("img") == 2
-    assert sum(HOSTILE in text for text in page.texts) >= 6
+    assert sum(HOSTILE in text for text in page.texts) >= 5
+    commands = whole(found, cards(found, RECIPE, 32, split(), {**fix, "verdict": "fixed"}, data=HOSTILE))
+    assert "script" not in commands.tags and sum(HOSTILE in text for text in commands.texts) >= 5
     assert len(page.ids) == len(set(page.ids)) > 50
     assert {"causes", "sensitivity", "nothing"} <= set(page.ids)
     said = " ".join(page.texts)

@@ -13,6 +13,7 @@ import numpy as np
 from .. import figures
 from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds, least_of
 from ..prescription.edits import edits
+from ..prescription.plan import PROVED
 from .pictures import encoded, joined, tile_of, uri
 from .words import chance, percent, points, span
 
@@ -363,7 +364,8 @@ def _repaired(cause: Cause, diagnosis: Diagnosis) -> str:
     together = " together with the other causes of this kind" * (alike > 1)
     if not count:
         return f"{undoing} repairs none of the {diagnosis.mistakes:,} mistakes{together}."
-    tried = f"beyond the sham: {percent(max(cause.repaired, 0.0))} of the mistakes tried"
+    less = ", less what it breaks" if cause.probe in figures.MAGNITUDES else ""
+    tried = f"beyond the sham{less}: {percent(max(cause.repaired, 0.0))} of the mistakes tried"
     return f"{undoing} repairs {count:,} of {diagnosis.mistakes:,} mistakes{together} ({tried})."
 
 
@@ -407,7 +409,9 @@ def _proof(cause: Cause, fix: Mapping[str, Any], data: str) -> Proof | None:
         fix["summary"],
         tuple((ARMS.get(arm, arm), float(accuracy)) for arm, accuracy in measures["accuracy"].items()),
         f"{points(beyond['value'])} points ({span(beyond['low'], beyond['high'])})" if beyond else "",
-        shlex.join(["sightline", "train", data, "-r", f"{fix.get('folder') or 'FOLDER'}/recipe.json"]),
+        shlex.join(["sightline", "train", data, "-r", f"{fix.get('folder') or 'FOLDER'}/recipe.json"])
+        if fix["verdict"] in PROVED
+        else "",
     )
 
 
