@@ -132,9 +132,9 @@ def test_grey_comes_first_where_the_grey_probe_found_it() -> None:
     assert [e.name for e in edits(curve("colour", "hue", 0.1, 0.1), PLAIN)] == ["hue ±0.2", "grey", "hue ±0.1"]
 
 
-def test_holes_are_as_large_as_what_was_hidden() -> None:
+def test_holes_are_half_as_large_as_what_may_hide_a_thing() -> None:
     first, second, third = edits(curve("occlusion", "occlusion", 0.25, 0.375), PLAIN, size=(40, 64))
-    assert first.policy == (CoarseDropout(20, 0.8),)
+    assert first.policy == (CoarseDropout(10, 0.8),)
     assert [type(e.policy[0]).__name__ for e in (second, third)] == ["RandomErasing", "CutMix"]
 
 

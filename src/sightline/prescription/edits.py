@@ -319,7 +319,7 @@ def _quality(cause: Cause) -> list[_Idea]:
 def _occlusion(cause: Cause, size: Size) -> list[_Idea]:
     why = "a thing that is partly hidden is lost, so a part of the picture is hidden in training"
     share = _strengths(cause, 3 / 8, 1 / 2)[0]
-    pixels = max(1, round(share * min(size)))
+    pixels = max(1, round(share / 2 * min(size)))  # a hole as large as what may hide a thing teaches that nothing is to be seen
     return [
         _Idea(f"hole {pixels} px", (CoarseDropout(pixels, OFTEN),), ("erase",), why),
         _Idea("random erasing", (RandomErasing((0.02, 2 * share**2), p=OFTEN),), ("erase",), why),
