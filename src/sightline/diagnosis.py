@@ -49,7 +49,7 @@ LEAST = {  # the least effect of each cause, as a share of the images that its p
 }
 # Classes differ in what they lose when a part of the image is taken away by far more than in what one thing draws to them.
 # What the field says is accuracy that is lost where the model is used: of that, little matters.
-LEAST_BY_PROBE = {"shuffle": 0.35, "place kept": 0.06, "background kept": 0.17, "tint": 0.05, "field": 0.04}
+LEAST_BY_PROBE = {"shuffle": 0.40, "place kept": 0.06, "background kept": 0.17, "tint": 0.05, "field": 0.05}
 # Where an object's outline is guessed, what is left of it outside of the guess speaks for its class as a background would.
 LEAST_BY_GUESS = {"background": 0.25, "background kept": 0.45}
 REPAIRED = 0.02  # the share of the mistakes that a cause repairs beyond its sham, from which on it costs accuracy now
