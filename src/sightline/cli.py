@@ -844,7 +844,7 @@ def _fixed(found: Fix) -> list[Any]:
     lines.append(f"{found.summary[0].upper()}{found.summary[1:]}.")
     if found.edit is not None:
         what = "The edited recipe, for sightline train -r" if found.proved else "The recipe that was tried"
-        lines.append(f"{what}: {found.folder}/recipe.json. {found.edit['why'].capitalize()}.")
+        lines.append(f"{what}: {found.folder}/recipe.json. {found.edit['why'][0].upper()}{found.edit['why'][1:]}.")
     return lines
 
 
