@@ -252,6 +252,11 @@ def test_proof_stands_on_the_card_of_its_cause() -> None:
     assert tried["stamp"] == ""
 
 
+def test_the_caption_of_a_flip_says_what_is_judged() -> None:
+    assert "loses the most probability" in causes._caption(FLIP)
+    assert "answer the probe changes" in causes._caption(SCALE)
+
+
 def test_a_fix_that_proved_nothing_is_said_too() -> None:
     fix = {**proved(MARK), "verdict": "no effect", "cause": None, "measures": None}
     shown = cards(diagnosis(MARK, SCALE), RECIPE, 32, None, fix)

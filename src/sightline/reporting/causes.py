@@ -421,6 +421,8 @@ def _proof(cause: Cause, fix: Mapping[str, Any], data: str) -> Proof | None:
 def _caption(cause: Cause) -> str:
     if cause.id == "label_errors":
         return "Images whose label is probably wrong, the most certain first."
+    if cause.probe == "flip":
+        return "Images whose class loses the most probability when they are mirrored; shown as they were before."
     if cause.id == "ambiguous":
         return "Mistakes between the classes, the most undecided first."
     return "Images whose answer the probe changes and the sham doesn't, the surest answers first; shown as they were before."
