@@ -147,7 +147,7 @@ def diagnosed(ground: Ground, kind: str, strength: float, seed: int, runs: Path 
     """Train on a case, diagnose, and keep what was found."""
     data, truth_ = ground.make(kind, strength, seed)
     with kept(runs) as folder:
-        run = trained(data, folder / f"{ground.prefix.strip()}{kind}-{strength:g}-{seed}", RECIPE, seed)
+        run = trained(data, folder / f"{ground.prefix.replace(' ', '-')}{kind}-{strength:g}-{seed}", RECIPE, seed)
         found = diagnose(run, data, field=ground.field(kind, strength, seed))
         findings = [
             {key: f[key] for key in ("probe", "cause", "label", "effect", "p", "masks") if key in f}
@@ -202,7 +202,9 @@ def gap(ground: Ground, kind: str, strength: float, seed: int, runs: Path | None
     with kept(runs) as folder:
 
         def arm(name: str, recipe: Recipe, on: Dataset = data) -> Run:
-            run = trained(on, folder / f"{ground.prefix.strip()}gap-{kind}-{strength:g}-{seed}-{name}", recipe, seed + 1000)
+            run = trained(
+                on, folder / f"{ground.prefix.replace(' ', '-')}gap-{kind}-{strength:g}-{seed}-{name}", recipe, seed + 1000
+            )
             accuracies[name] = accuracy_on_test(run, on)
             cleanly[name] = _accuracy(predictions_of(run, clean, "clean"))
             return run
