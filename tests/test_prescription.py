@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 
 from sightline import augment, prescription
@@ -38,11 +40,25 @@ from sightline.augment import (
     TrivialAugmentWide,
     from_dicts,
 )
+from sightline.comparison import recipe_difference
 from sightline.datasets import Dataset, hold_out
 from sightline.diagnosis import LEAST, Cause, Diagnosis
 from sightline.exceptions import DataError, RecipeError, RunError, TrainingError
 from sightline.mistakes import newcombe, wilson
-from sightline.prescription import INVARIANCES, Costs, Fix, Interval, Step, edits, fix, generic, plan_budget, verdict
+from sightline.prescription import (
+    INVARIANCES,
+    Costs,
+    Edit,
+    Fix,
+    Interval,
+    Step,
+    edits,
+    fix,
+    generic,
+    plan_budget,
+    variety,
+    verdict,
+)
 from sightline.prescription import ground as ground_module
 from sightline.prescription import measures as measures_module
 from sightline.prescription import proof as proof_module
@@ -292,10 +308,64 @@ def test_the_generic_arm_adds_trivial_augment_and_cutout() -> None:
     assert generic(PLAIN, (16, 20)).augment == (TrivialAugmentWide(), CoarseDropout(8, 1.0, "mean"))
 
 
+# --- variety
+
+
+def seen(probe: str, name: str, effect: float, n: int = 200) -> dict[str, Any]:
+    """A finding as a diagnosis keeps it."""
+    figures = {"rate": effect + 0.01, "sham": 0.01, "low": effect - 0.01, "high": effect + 0.01, "p": 0.2, "q": 0.4}
+    return {"probe": probe, "cause": name, "label": None, "effect": effect, "n": n, "repaired": 0.0, **figures}
+
+
+BORNE = seen("flip", "missing_flip", 0.02), seen("shift", "position", 0.03)
+
+
+@pytest.mark.parametrize(
+    ("policy", "findings", "causes", "forbidden", "added"),
+    [
+        ((), BORNE, (), (), "hflip and crop 4 px"),
+        ((RandomCrop(2),), BORNE, (), (), "hflip"),
+        ((Shift(0.1),), BORNE, (), (), "hflip"),
+        ((TrivialAugmentWide(),), BORNE, (), (), "hflip"),  # it moves things, and never mirrors them
+        ((HorizontalFlip(),), BORNE, (), (), "crop 4 px"),
+        ((HorizontalFlip(), RandomCrop(4)), BORNE, (), (), None),
+        ((), BORNE, (), ("hflip",), "crop 4 px"),
+        ((), BORNE, (), ("hflip", "shift"), None),
+        ((), (seen("flip", "missing_flip", 0.2), BORNE[1]), (), (), "crop 4 px"),  # lost when mirrored: another thing then
+        ((), (seen("flip", "missing_flip", 0.02, n=5),), (), (), None),  # too few to say that it is borne
+        ((), (), (), (), None),
+        ((), BORNE, ("missing_flip",), (), "crop 4 px"),  # a cause, with edits of its own
+    ],
+)
+def test_variety_is_what_the_model_bears_and_training_lacks(
+    policy: Any, findings: Any, causes: Any, forbidden: Any, added: str | None
+) -> None:
+    given = Diagnosis((), (), 500, 50, tuple(cause(name, "flip") for name in causes), findings, {}, 0.0)
+    found = variety(given, PLAIN.with_(augment=policy), forbidden=forbidden)
+    assert (None if found is None else found[1].name) == added
+    if found is not None:
+        because, edit = found
+        assert (because.kind, because.effect) == ("variety", 0.02 if "hflip" in edit.name else 0.03)
+        assert set(policy) < set(edit.policy)
+        assert {type(t) for t in edit.policy} - {type(t) for t in policy} == {
+            {"hflip": HorizontalFlip, "crop 4 px": RandomCrop}[name] for name in edit.name.split(" and ")
+        }
+
+
+def test_variety_suits_the_recipe_and_the_images() -> None:
+    given = Diagnosis((), (), 500, 50, (), BORNE, {}, 0.0)
+    found = variety(given, RECIPES["fast"].with_(augment=()), size=(64, 80))
+    assert found is not None
+    assert found[1].policy == (HorizontalFlip(alternating=True), RandomCrop(8))
+    with pytest.raises(RecipeError, match="unknown invariance"):
+        variety(given, PLAIN, forbidden=["mirror"])
+
+
 # --- plan
 
 
 COSTS = Costs(training=100.0, tuning=10.0, probe=1.0, probes=20.0)
+FOUR = ("current", "sham", "prescription", "generic")
 
 
 def seconds(seeds: int, arms: int, candidates: int) -> float:
@@ -306,22 +376,28 @@ def seconds(seeds: int, arms: int, candidates: int) -> float:
             total += COSTS.tuning + COSTS.probe
         for _ in range(arms):
             total += COSTS.training
-        total += 3 * COSTS.probes  # of all arms but the generic
+        total += 3 * COSTS.probes  # of current, sham and prescription
     return total
 
 
 def test_without_a_budget_all_of_three_seeds_is_planned() -> None:
     plan = plan_budget(COSTS, 5)
-    assert (plan.seeds, plan.arms, plan.candidates) == (3, ARMS, 5)
+    assert (plan.seeds, plan.arms, plan.candidates) == (3, FOUR, 5)
     assert plan.seconds == seconds(3, 4, 5)
+    more = plan_budget(COSTS, 5, variety=True)
+    assert (more.arms, more.seconds) == (ARMS, seconds(3, 5, 5))
+    alone = plan_budget(COSTS, 0)  # without an edit to try nothing is fine-tuned
+    assert (alone.arms, alone.seconds) == (FOUR, 3 * (4 * COSTS.training + 3 * COSTS.probes))
 
 
-@pytest.mark.parametrize("budget", [382, 400, 480, 500, 520, 700, 1000, 1600, 3000, 1e6])
-def test_a_budget_is_used_in_the_order_of_what_matters(budget: float) -> None:
-    plan = plan_budget(COSTS, 4, budget=budget)
+@pytest.mark.parametrize("variety", [False, True])
+@pytest.mark.parametrize("budget", [382, 400, 480, 500, 520, 600, 700, 1000, 1600, 3000, 1e6])
+def test_a_budget_is_used_in_the_order_of_what_matters(budget: float, variety: bool) -> None:
+    plan = plan_budget(COSTS, 4, variety=variety, budget=budget)
+    options = (ARMS, ARMS[:-1], NEEDED) if variety else (FOUR, NEEDED)
     fitting = [
         (len(arms), candidates, k)
-        for k, arms, candidates in product(range(1, MOST_SEEDS + 1), (ARMS, NEEDED), range(1, 5))
+        for k, arms, candidates in product(range(1, MOST_SEEDS + 1), options, range(1, 5))
         if seconds(k, len(arms), candidates) <= budget and (candidates == 4 or arms == NEEDED)
     ]
     assert (len(plan.arms), plan.candidates, plan.seeds) == max(fitting)  # the arms, then the edits, then the seeds
@@ -381,6 +457,8 @@ SURE, NONE, UNSURE, WORSE = (
         ("cost", SURE, SURE, [], "fixed"),
         ("cost", SURE, UNSURE, [], "fixed"),
         ("cost", SURE, WORSE, [], "traded"),
+        ("variety", SURE, SURE, [], "fixed"),
+        ("variety", WORSE, WORSE, [], "no effect"),
         ("cost", SURE, SURE, ["cat"], "traded"),
         ("risk", SURE, NONE, [], "risk reduced"),
         ("risk", SURE, SURE, [], "fixed"),
@@ -408,6 +486,11 @@ def test_what_effect_would_matter_decides_between_none_and_unknown() -> None:
 
 def finding(probe: str, name: str, effect: float, half: float = 0.05, label: int | None = None) -> Finding:
     return Finding(probe, name, label, effect + 0.1, 0.1, effect, effect - half, effect + half, 0.01, 200)
+
+
+def rights(share: float, nets: int = 1, n: int = 5000) -> NDArray[np.bool_]:
+    """Nets that are right about this share of n images, the first ones."""
+    return np.tile(np.arange(n) < share * n, (nets, 1))
 
 
 def test_half_of_the_images_are_held_back_whatever_dev_is() -> None:
@@ -483,18 +566,33 @@ def test_more_comparisons_need_clearer_harm() -> None:
 
 
 def test_a_trial_is_judged_beside_the_sham() -> None:
-    sham = Standing(Interval(0.4, 0.3, 0.5), 0.2, 0.9, 0.7)
-    after = Standing(Interval(0.1, 0.0, 0.2), 0.6, 0.88, 0.65)
+    sham = Standing(Interval(0.4, 0.3, 0.5), 0.2, rights(0.9), 0.7)
+    after = Standing(Interval(0.1, 0.0, 0.2), 0.6, rights(0.88), 0.65)
     (edit,) = edits(cause("missing_flip"), PLAIN)
-    whole = judged(cause("missing_flip"), edit, sham, after, group=10)
+    risk = partial(judged, cause("missing_flip", kind="risk"), edit, sham)
+    whole = risk(after, group=100)
     assert (whole.effect, whole.group, whole.score) == pytest.approx((0.3, 0.4, 0.35))
     assert (whole.accuracy, whole.worst_class) == pytest.approx((-0.02, -0.05))
-    few = judged(cause("missing_flip"), edit, sham, after, group=9)
+    assert risk(after, group=25).score == pytest.approx((0.3 + 0.25 * 0.4) / 1.25)  # weighed by how many images it is of
+    few = risk(after, group=9)
     assert few.group is None
     assert few.score == pytest.approx(0.3)
     assert whole.promising
-    assert not replace(whole, accuracy=-0.06).promising
     assert not replace(whole, score=0.0).promising
+    assert not risk(replace(after, right=rights(0.84)), group=100).promising
+
+
+def test_an_edit_for_accuracy_must_not_surely_lose_some() -> None:
+    sham = Standing(Interval(0.4, 0.3, 0.5), None, rights(0.9, nets=3), 0.7)
+    less, hardly = (Standing(Interval(0.1, 0.0, 0.2), None, rights(share, nets=3), 0.7) for share in (0.88, 0.899))
+    (edit,) = edits(cause("missing_flip"), PLAIN)
+    judgements = {
+        (kind, name): judged(cause("missing_flip", kind=kind), edit, sham, after, group=0).promising
+        for kind, (name, after) in product(("cost", "risk"), {"less": less, "hardly": hardly}.items())
+    }
+    change = recipe_difference(sham.right, less.right)
+    assert change.high < -0.005 < recipe_difference(sham.right, hardly.right).high
+    assert judgements == {("cost", "less"): False, ("cost", "hardly"): True, ("risk", "less"): True, ("risk", "hardly"): True}
 
 
 @pytest.mark.parametrize(
@@ -513,7 +611,7 @@ def test_the_first_of_nearly_equal_edits_is_taken(
 
     def measured(*_: Any, **__: Any) -> Standing:
         effect, accuracy = next(nets)
-        return Standing(Interval(effect, effect, effect), None, accuracy, 0.5)
+        return Standing(Interval(effect, effect, effect), None, rights(accuracy), 0.5)
 
     monkeypatch.setattr(pruning_module, "standing", measured)
     monkeypatch.setattr(pruning_module, "_tuned", lambda *_: [])
@@ -532,12 +630,12 @@ def test_a_shortcuts_own_class_may_lose_on_dev(run: Run, data: Dataset, probes: 
     )
     monkeypatch.setitem(vars(run), "predictions", wrong)
     whole = standing([run, run], data, cause("missing_flip", "flip"), wrong.ids[:4])
-    assert whole.accuracy == pytest.approx(float(np.mean(wrong.predicted == wrong.labels)))
+    assert whole.right.mean() == pytest.approx(float(np.mean(wrong.predicted == wrong.labels)))
     assert whole.worst_class == 0
     tied = standing([run], data, cause("missing_flip", "flip", classes=(0,)), ())
     accuracies = [float(np.mean(wrong.predicted[wrong.labels == label] == label)) for label in (1, 2)]
     assert tied.worst_class == pytest.approx(min(accuracies))
-    assert tied.accuracy == pytest.approx(float(np.mean((wrong.predicted == wrong.labels)[wrong.labels > 0])))
+    assert tied.right.mean() == pytest.approx(float(np.mean((wrong.predicted == wrong.labels)[wrong.labels > 0])))
     assert (whole.group, tied.group) == (pytest.approx(float(np.mean((wrong.predicted == wrong.labels)[:4]))), None)
 
 
@@ -628,7 +726,10 @@ def test_where_no_training_helps_that_is_said(run: Run, data: Dataset, tmp_path:
     assert not (tmp_path / "fix").exists()
 
 
-def test_a_whole_fix_says_what_the_files_say(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:
+def test_a_whole_fix_says_what_the_files_say(
+    run: Run, data: Dataset, probes: Probes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof_module, "FULL_GROUP", 10)  # there are few images here
     said: list[Step] = []
     result = fix(run, data, tmp_path / "fix", seeds=2, diagnosis=diagnosed(run, FLIP), on_progress=said.append)
     stages = list(dict.fromkeys(step.stage for step in said))
@@ -787,6 +888,64 @@ def test_the_second_cause_is_tried_where_the_first_has_no_edit_that_helps(
     assert result.cause["id"] == "missing_flip"
 
 
+def varied(diagnosis: Diagnosis) -> Diagnosis:
+    """The same, and moves are borne: crops are a variety that the recipe lacks."""
+    return replace(diagnosis, findings=(seen("shift", "position", 0.03),))
+
+
+def test_variety_is_an_arm_beside_a_causes_edit(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:
+    result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=varied(diagnosed(run, FLIP)))
+    assert result.plan is not None and result.measures is not None and result.edit is not None
+    assert result.edit["name"] == "hflip"
+    assert result.plan["variety"]["edit"] == "crop 2 px"
+    assert list(result.plan["seeds"]) == list(ARMS)
+    recipe = load_recipe(tmp_path / "fix" / "variety.json")
+    assert recipe.augment == (RandomCrop(2),)
+    trained = Run.open(tmp_path / "fix" / "variety" / f"seed-{result.plan['seeds']['variety'][0]}")
+    assert Recipe.from_dict(trained.info["recipe"]) == recipe
+    accuracies = {arm: result.measures["accuracy"][arm] for arm in ("sham", "variety")}
+    assert result.measures["variety"]["change"]["value"] == pytest.approx(accuracies["variety"] - accuracies["sham"])
+    assert "crop 2 px in its place, for variety: test accuracy" in result.summary
+
+
+def test_without_a_promising_edit_variety_is_what_is_proved(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:
+    probes.effect = 0.5  # flips do harm
+    diagnosis = replace(varied(diagnosed(run, FLIP)), groups={})
+    result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=diagnosis)
+    assert [t["edit"] for t in result.trials] == ["hflip"]
+    assert result.cause is not None and result.plan is not None and result.measures is not None
+    assert (result.cause["id"], result.cause["kind"], result.plan["primary"]) == ("position", "variety", "accuracy")
+    assert list(result.plan["seeds"]) == ["current", "sham", "prescription", "generic"]
+    assert (result.plan["least"], result.plan["variety"], result.measures["variety"]) == (0.005, None, None)
+    change = result.measures["accuracy"]["prescription"] - result.measures["accuracy"]["sham"]
+    assert result.measures["gain"] == result.measures["change"]
+    assert result.measures["gain"]["value"] == pytest.approx(change)
+    assert result.summary.startswith(f"crop 2 px for variety: {result.verdict}; test accuracy {100 * change:+.1f} points")
+    assert result.summary.count("test accuracy") == 1
+
+
+def test_without_any_cause_variety_is_proved_and_nothing_is_fine_tuned(
+    run: Run, data: Dataset, probes: Probes, tmp_path: Path
+) -> None:
+    said: list[Step] = []
+    result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=varied(diagnosed(run)), on_progress=said.append)
+    assert said[0].text.startswith("4 full trainings")
+    assert result.trials == ()
+    assert result.edit is not None and result.edit["name"] == "crop 2 px"
+    assert not (tmp_path / "fix" / "tuned").exists()
+
+
+def test_the_accuracy_on_all_images_is_judged_where_the_group_is_small(
+    run: Run, data: Dataset, probes: Probes, tmp_path: Path
+) -> None:
+    few = replace(diagnosed(run, FLIP), groups={"missing_flip": run.predictions.ids[:30]})
+    result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=few)
+    assert result.plan is not None and result.measures is not None
+    assert (result.plan["primary"], result.plan["least"]) == ("accuracy", 0.005)
+    assert result.measures["gain"] == result.measures["change"]
+    assert result.measures["group"]["n"] == len(result.plan["group"]) > 0
+
+
 def test_the_edited_recipe_is_a_file_that_train_takes(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:
     A = pytest.importorskip("albumentations")
     result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=diagnosed(run, FLIP))
@@ -801,10 +960,11 @@ def test_the_edited_recipe_is_a_file_that_train_takes(run: Run, data: Dataset, p
 def test_a_policy_that_albumentations_cannot_say_is_explained(run: Run, data: Dataset, tmp_path: Path) -> None:
     pytest.importorskip("albumentations")
     here = ground_module.Ground((run,), data, PLAIN, tmp_path, None, lambda step: None)
-    said = proof_module.exported(here, PLAIN.with_(augment=(Backdrop(),)))
+    said = proof_module.exported(here, Edit("backdrop", "background", (Backdrop(),), ""))
     assert "Backdrop" in said
     assert not (tmp_path / "albumentations.json").exists()
-    assert proof_module.exported(here, PLAIN.with_(augment=(HorizontalFlip(alternating=True),))) == "albumentations.json"
+    flips = Edit("hflip", "missing_flip", (HorizontalFlip(alternating=True),), "")
+    assert proof_module.exported(here, flips) == "albumentations.json"
 
 
 # --- bad input

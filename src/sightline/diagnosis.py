@@ -60,7 +60,8 @@ SHOWN = 12  # images of a cause
 class Cause:
     """Why the model is wrong, or will be, and how that is known.
 
-    id: a key of LEAST.  classes: those that it is tied to; () for all.  kind: "cost" or "risk".  probe: the name of the probe.
+    id: a key of LEAST.  classes: those that it is tied to; () for all.  kind: "cost" or "risk"; "variety" is for
+    `prescription.variety` alone, and never declared.  probe: the name of the probe.
     effect: of the probe beyond its sham, a share of `n` images, with its 95 % interval low to high; rate, sham: the two shares.
     q: the false discovery rate at which it is declared.  repaired: the share of the mistakes that undoing it repairs, beyond
     the sham.  images: up to 12 ids that show it.  detail: the probe's own, JSON-ready.
@@ -68,7 +69,7 @@ class Cause:
 
     id: str
     classes: tuple[int, ...]
-    kind: Literal["cost", "risk"]
+    kind: Literal["cost", "risk", "variety"]
     probe: str
     effect: float
     low: float

@@ -1,6 +1,7 @@
 """Causes → edits, tried: what to change in the training, and the proof that it helped.
 
 edits      a cause → edits of the augmentation policy
+variety    the edit that no cause asks for
 plan       what a fix costs, what fits into a budget, what its numbers say
 measures   what is measured of a net
 ground     what all stages stand on: the run, its data, the folder
@@ -14,6 +15,7 @@ from .edits import INVARIANCES, Edit, edits, generic
 from .ground import Step
 from .plan import Budget, Costs, Interval, plan_budget, verdict
 from .pruning import Trial
+from .variety import variety
 
 __all__ = [
     "INVARIANCES",
@@ -28,5 +30,6 @@ __all__ = [
     "fix",
     "generic",
     "plan_budget",
+    "variety",
     "verdict",
 ]

@@ -4,6 +4,7 @@ FOLDER/fix.json              what each stage that is done has found; at the end,
 FOLDER/tuned/…/seed-S/       short fine-tunes of the run, with each edit and with the recipe as it is (the sham)
 FOLDER/plan.json             what will be claimed, and how it will be judged; written before the test set is opened
 FOLDER/recipe.json           the edited recipe, for `sightline train -r`
+FOLDER/variety.json          that of the arm with more variety, where there is one
 FOLDER/albumentations.json   its augmentation, for `albumentations.load`, where it can be said in these words
 FOLDER/ARM/seed-S/           full trainings with fresh seeds
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from .ground import Ground, Journal, OnStep, Step
 from .plan import PROVED, Budget, Costs, clock, plan_budget, verdict
 from .proof import exported, interval_of, promised, proved, retrained, summary
 from .pruning import pruned, tuning_epochs
+from .variety import variety
 
-Candidates = Sequence[tuple[Cause, Edit]]
+Candidate = tuple[Cause, Edit]
+Candidates = Sequence[Candidate]
 
 NOTHING = "no cause found: nothing to fix"
 NO_EDIT = "no edit to try"
@@ -98,7 +101,8 @@ def fix(
     diagnosis: of `run`; else the one in its folder, else it is made.  field: images from where the model is used, see `diagnose`.
 
     The gravest cause comes first: its edits are tried by short fine-tunes beside a sham, and if one is promising it alone is
-    proved, by fresh seeds of the current recipe, of the same again (the sham), of the edited one, and of TrivialAugment + Cutout.
+    proved, by fresh seeds of the current recipe, of the same again (the sham), of the edited one, of TrivialAugment + Cutout,
+    and of what `variety` finds lacking. Where no edit is promising, variety is what is proved.
     Raises RunError for a run that can't be trained again here or has no dev images, and for a folder with something else;
     RecipeError for an unknown invariance; TrainingError for a budget that is too short.
     """
@@ -112,9 +116,10 @@ def fix(
     if field is None and diagnosis.field:
         raise DataError(f"the diagnosis looked at {diagnosis.field} images from the field too: give them again with --field")
     found = [(cause, edit) for cause in diagnosis.causes for edit in edits(cause, recipe, size=ground.size, forbidden=forbidden)]
-    if not diagnosis.causes:
+    more = variety(diagnosis, recipe, size=ground.size, forbidden=forbidden)
+    if not diagnosis.causes and more is None:
         return Fix(NOTHING, f"{diagnosis.mistakes} mistakes in {diagnosis.n} images, and no probe found a cause", str(folder))
-    if not found:
+    if not found and more is None:
         names = ", ".join(dict.fromkeys(cause.id for cause in diagnosis.causes))
         return Fix(NO_EDIT, f"nothing in training helps against {names} within the declared invariances", str(folder))
     settings = {
@@ -126,32 +131,37 @@ def fix(
         "forbidden": sorted(forbidden),
         "field": None if field is None else hashlib.sha256(field.tobytes()).hexdigest(),
         "candidates": [[cause.id, cause.classes, edit.name] for cause, edit in found],
+        "variety": None if more is None else more[1].name,
     }
     journal = Journal(ground.folder, settings)
     if "result" not in journal:
         with runs.locked(ground.folder):
             if "budget" not in journal:
-                journal.keep("budget", asdict(_planned(ground, diagnosis, len(found), budget, seeds)))
-            _campaign(ground, journal, diagnosis, found)
+                journal.keep("budget", asdict(_planned(ground, diagnosis, len(found), bool(found and more), budget, seeds)))
+            _campaign(ground, journal, diagnosis, found, more)
     result = journal["result"]
     return Fix(**{**result, "folder": str(folder), "trials": tuple(result["trials"]), "seconds": journal["seconds"]})
 
 
-def _campaign(ground: Ground, journal: Journal, diagnosis: Diagnosis, candidates: Candidates) -> None:
+def _campaign(ground: Ground, journal: Journal, diagnosis: Diagnosis, candidates: Candidates, more: Candidate | None) -> None:
     """All stages after the first; those that the journal holds are not done again."""
     plan = Budget(**{**journal["budget"], "arms": tuple(journal["budget"]["arms"])})
     if "pruned" not in journal:
-        trials, best = pruned(ground, plan.seeds, candidates[: plan.candidates], diagnosis)
+        trials, best = pruned(ground, plan.seeds, candidates[: plan.candidates], diagnosis) if candidates else ([], None)
         journal.keep("pruned", {"trials": [asdict(trial) for trial in trials], "best": best})
     tried, chosen = journal["pruned"]["trials"], journal["pruned"]["best"]
-    if chosen is None:
+    if chosen is None and more is None:
         said = f"in short fine-tunes none of {len(tried)} edits did more than the sham, or each cost too much accuracy"
         journal.keep("result", asdict(Fix("no effect", said, "", trials=tuple(tried))))
         return
-    cause, edit = candidates[chosen]
-    claim = promised(ground, plan, cause, edit, diagnosis)
-    albumentations = exported(ground, edit.apply(ground.recipe))
-    nets = retrained(ground, plan, edit)
+    if chosen is None and more is not None:
+        (cause, edit), plan = more, replace(plan, arms=tuple(arm for arm in plan.arms if arm != "variety"))
+    else:
+        cause, edit = candidates[chosen]
+    beside = more[1] if more and "variety" in plan.arms else None
+    claim = promised(ground, plan, cause, edit, beside, diagnosis)
+    albumentations = exported(ground, edit, beside)
+    nets = retrained(ground, plan, edit, beside)
     ground.on_progress(Step("verify", "the test set, and all probes again"))
     measures = proved(ground, nets, cause, claim)
     gain, change = interval_of(measures["gain"]), interval_of(measures["change"])
@@ -199,18 +209,20 @@ def _diagnosis(ground: Ground) -> Diagnosis:
     return diagnose(ground.runs, ground.data, field=ground.field, device=ground.device, on_progress=say)
 
 
-def _planned(ground: Ground, diagnosis: Diagnosis, candidates: int, budget: float | None, seeds: int | None) -> Budget:
+def _planned(
+    ground: Ground, diagnosis: Diagnosis, candidates: int, variety: bool, budget: float | None, seeds: int | None
+) -> Budget:
     """Fit the fix to the budget, by what the run and its diagnosis took, and say what it will take."""
     info = ground.runs[0].info
     training, probes = float(info["results"]["seconds"]), diagnosis.seconds / len(ground.runs)
     share = tuning_epochs(ground.recipe.epochs) / ground.recipe.epochs
     costs = Costs(training, training * share, probes / len(PROBES), probes)
-    plan = plan_budget(costs, candidates, budget=budget, seeds=seeds)
+    plan = plan_budget(costs, candidates, variety=variety, budget=budget, seeds=seeds)
     same = info["machine"] == machine(device_of(ground.device))
-    tuned, trained = plan.seeds * (plan.candidates + 1), plan.seeds * len(plan.arms)
+    tuned, trained = plan.seeds * (plan.candidates + bool(candidates)), plan.seeds * len(plan.arms)
+    tunes = f"at most {tuned} short fine-tunes ({clock(costs.tuning)} each) and " if tuned else ""
     text = (
-        f"at most {tuned} short fine-tunes ({clock(costs.tuning)} each) "
-        f"and {trained} full trainings ({clock(costs.training)} each), {plan.seeds} of each of {', '.join(plan.arms)}: "
+        f"{tunes}{trained} full trainings ({clock(costs.training)} each), {plan.seeds} of each of {', '.join(plan.arms)}: "
         f"about {clock(plan.seconds)} {'on this machine' if same else 'if this machine is as fast as ' + info['machine']}"
     )
     ground.on_progress(Step("cost", text))

@@ -24,13 +24,14 @@ class Standing:
     """Where nets of one recipe stand with a cause, on dev images; means over the nets.
 
     effect: what the cause's probe finds beyond its sham.  group: the accuracy on the cause's images that were held back, None
-    where there are none.  accuracy: on the images of the classes that the cause isn't tied to. Dev has the shortcuts of the
-    training images: who no longer takes one must lose there on its class.  worst_class: the lowest accuracy of those classes.
+    where there are none.  right: which of the N images of the classes that the cause isn't tied to each of the K nets is right
+    about, (K, N). Dev has the shortcuts of the training images: who no longer takes one must lose there on its class.
+    worst_class: the lowest accuracy of those classes.
     """
 
     effect: Interval
     group: float | None
-    accuracy: float
+    right: NDArray[np.bool_]
     worst_class: float
 
 
@@ -75,7 +76,7 @@ def standing(
     return Standing(
         effect_of(findings, cause),
         float(right_on(predictions, group).mean()) if group else None,
-        float(right[:, others].mean()) if others.any() else float(right.mean()),
+        right[:, others] if others.any() else right,
         min((float(right[:, labels == label].mean()) for label in np.unique(labels[others])), default=float(right.mean())),
     )
 

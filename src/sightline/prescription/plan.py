@@ -11,12 +11,13 @@ import scipy
 
 from ..exceptions import TrainingError
 
-ARMS = ("current", "sham", "prescription", "generic")  # the last is the first to be left out where time is short
+ARMS = ("current", "sham", "prescription", "variety", "generic")  # the last is the first to be left out where time is short
 NEEDED = ARMS[:3]  # without these nothing is proved
 SEEDS = 3  # of each arm, where neither seeds nor a budget are given
 MOST_SEEDS = 5
 POWER = 0.8
 LEAST_GAIN = 0.05  # of a group's accuracy: less is no effect worth a change of the recipe
+LEAST_ACCURACY = 0.005  # of the accuracy on all images: the same
 
 Outcome = Literal["fixed", "risk reduced", "traded", "no effect", "cannot tell"]
 PROVED = ("fixed", "risk reduced", "traded")
@@ -70,20 +71,23 @@ class Budget:
     seconds: float
 
 
-def plan_budget(costs: Costs, candidates: int, *, budget: float | None = None, seeds: int | None = None) -> Budget:
+def plan_budget(
+    costs: Costs, candidates: int, *, variety: bool = False, budget: float | None = None, seeds: int | None = None
+) -> Budget:
     """Return how much of the whole plan fits into `budget` seconds.
 
-    candidates: the edits that could be tried.  seeds: of each arm; None for as many as fit, at most 5, or 3 where no budget is
-    given. Seeds are given up first, then the generic arm, then edits, the least promising first.
+    candidates: the edits that could be tried.  variety: whether it has an arm of its own.  seeds: of each arm; None for as many
+    as fit, at most 5, or 3 where no budget is given. Seeds are given up first, then the generic arm, then that of variety, then
+    edits, the least promising first.
     Raises TrainingError for a budget that is too short for one seed of the three arms that a proof needs, and for seeds below 1.
     """
     if seeds is not None and seeds < 1:
         raise TrainingError(f"a fix with {seeds} seeds can't be tried; give at least 1")
     if budget is None:
-        return _planned(costs, seeds or SEEDS, ARMS, candidates)
+        return _planned(costs, seeds or SEEDS, _arms(ARMS, variety), candidates)
     counts = [seeds] if seeds else range(MOST_SEEDS, 0, -1)
-    whole = [(k, ARMS, candidates) for k in counts]
-    less = [(k, NEEDED, n) for n in range(candidates, 0, -1) for k in counts]
+    whole = [(k, _arms(arms, variety), candidates) for arms in (ARMS, ARMS[:-1]) for k in counts]
+    less = [(k, NEEDED, n) for n in range(candidates, min(candidates, 1) - 1, -1) for k in counts]
     plans = [_planned(costs, *option) for option in (*whole, *less)]
     fitting = next((plan for plan in plans if plan.seconds <= budget), None)
     if fitting is None:
@@ -92,22 +96,30 @@ def plan_budget(costs: Costs, candidates: int, *, budget: float | None = None, s
     return fitting
 
 
+def _arms(arms: tuple[str, ...], variety: bool) -> tuple[str, ...]:
+    return tuple(arm for arm in arms if variety or arm != "variety")
+
+
 def _planned(costs: Costs, seeds: int, arms: tuple[str, ...], candidates: int) -> Budget:
-    pruning = (candidates + 1) * (costs.tuning + costs.probe)  # one more for the sham
+    pruning = (candidates + 1) * (costs.tuning + costs.probe) if candidates else 0.0  # one more for the sham
     proving = len(arms) * costs.training + len(NEEDED) * costs.probes
     return Budget(seeds, arms, candidates, seeds * (pruning + proving))
 
 
 def verdict(
-    kind: Literal["cost", "risk"], primary: Interval, accuracy: Interval, worse: Sequence[str], least: float = LEAST_GAIN
+    kind: Literal["cost", "risk", "variety"],
+    primary: Interval,
+    accuracy: Interval,
+    worse: Sequence[str],
+    least: float = LEAST_GAIN,
 ) -> Outcome:
     """Return what the numbers say; gains are above 0.
 
-    primary: what was to improve, beyond the sham. Of a "cost" the accuracy on the group that was held back; of a "risk" what its
-    probe finds less.  accuracy: the change on all test images.  worse: classes and other probes that are worse beyond their
-    interval.  least: the smallest gain of `primary` that would matter.
+    primary: what was to improve, beyond the sham. Of a "cost" the accuracy, on the group that was held back or, where that is
+    small, on all images, as of "variety"; of a "risk" what its probe finds less.  accuracy: the change on all test images.
+    worse: classes and other probes that are worse beyond their interval.  least: the smallest gain of `primary` that matters.
 
-    fixed          proved, and it cost accuracy, or accuracy rises
+    fixed          proved, and it was about accuracy, or accuracy rises
     risk reduced   proved, of a risk: accuracy is what it was
     traded         proved, but accuracy, a class or another probe is worse
     no effect      a gain that would matter is excluded
@@ -116,7 +128,7 @@ def verdict(
     if primary.low > 0:
         if worse or accuracy.high < 0:
             return "traded"
-        return "fixed" if kind == "cost" or accuracy.low > 0 else "risk reduced"
+        return "fixed" if kind != "risk" or accuracy.low > 0 else "risk reduced"
     return "no effect" if primary.high < least else "cannot tell"
 
 

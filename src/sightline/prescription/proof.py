@@ -13,39 +13,40 @@ from ..diagnosis import Cause, Diagnosis, least_of
 from ..evaluation import open_test
 from ..exceptions import RecipeError
 from ..probes import Finding, Subject, probe
-from ..recipe import Recipe
 from ..runs import Predictions, Run, write_json
 from .edits import Edit, generic
 from .ground import Ground, Step, read_json
 from .measures import collateral, effect_of, right_on, worst_class
-from .plan import LEAST_GAIN, PROVED, Budget, Interval
-from .pruning import LEAST_GROUP, group_of
+from .plan import LEAST_ACCURACY, LEAST_GAIN, PROVED, Budget, Interval
+from .pruning import FULL_GROUP, group_of
 
 ALPHA = 0.05
+VARIETY = "accuracy on test images, variety - current and sham; beside the primary measure, each at its own interval"
 
 
-def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, diagnosis: Diagnosis) -> dict[str, Any]:
+def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, beside: Edit | None, diagnosis: Diagnosis) -> dict[str, Any]:
     """Write plan.json, what will be claimed and how it will be judged, unless it is there already; return it."""
     path = ground.folder / "plan.json"
     if not path.exists():
-        ground.on_progress(Step("plan", f"{edit.name} against {cause.id}"))
+        ground.on_progress(Step("plan", _aim(edit, cause)))
         group = group_of(cause, diagnosis)
-        by_group = cause.kind == "cost" and len(group) >= LEAST_GROUP
-        measure = (
-            "accuracy on the cause's images that were held back, prescription - current minus sham - current"
-            if by_group
-            else f"effect of the probe {cause.probe} on dev images, current and sham - prescription"
-        )
+        primary = "probe" if cause.kind == "risk" else "group" if len(group) >= FULL_GROUP else "accuracy"
+        measures = {
+            "probe": f"effect of the probe {cause.probe} on dev images, current and sham - prescription",
+            "group": "accuracy on the cause's images that were held back, prescription - current minus sham - current",
+            "accuracy": "accuracy on test images, prescription - current and sham",
+        }
         content = {
-            "hypothesis": f"{edit.name} removes {cause.id}: {edit.why}",
+            "hypothesis": f"{edit.name} {'raises accuracy' if cause.kind == 'variety' else f'removes {cause.id}'}: {edit.why}",
             "cause": cause.id,
             "classes": [ground.data.classes[label] for label in cause.classes],
             "kind": cause.kind,
             "edit": edit.name,
-            "primary": "group" if by_group else "probe",
-            "measure": measure,
+            "primary": primary,
+            "measure": measures[primary],
             "group": list(group),
-            "least": LEAST_GAIN if by_group else least_of(cause),
+            "least": {"probe": least_of(cause), "group": LEAST_GAIN, "accuracy": LEAST_ACCURACY}[primary],
+            "variety": {"edit": beside.name, "measure": VARIETY} if beside else None,
             "alpha": ALPHA,
             "seeds": {arm: seeds_of(ground, plan, arm) for arm in plan.arms},
         }
@@ -59,12 +60,13 @@ def seeds_of(ground: Ground, plan: Budget, arm: str) -> list[int]:
     return list(range(first, first + plan.seeds))
 
 
-def retrained(ground: Ground, plan: Budget, edit: Edit) -> dict[str, list[Run]]:
+def retrained(ground: Ground, plan: Budget, edit: Edit, beside: Edit | None = None) -> dict[str, list[Run]]:
     """Train every arm from the beginning; one seed of each before the next, so that what is cut short is still balanced."""
     recipes = {
         "current": ground.recipe,
         "sham": ground.recipe,
         "prescription": edit.apply(ground.recipe),
+        "variety": beside.apply(ground.recipe) if beside else ground.recipe,
         "generic": generic(ground.recipe, ground.size),
     }
     nets: dict[str, list[Run]] = {arm: [] for arm in plan.arms}
@@ -80,12 +82,13 @@ def proved(ground: Ground, nets: Mapping[str, Sequence[Run]], cause: Cause, plan
     """Open the test set, probe again, and return the numbers, JSON-ready; differences are gains where they are above 0.
 
     plan: what plan.json says.
-    primary: "group" or "probe".  gain: of that measure.  group: of the images held back: `n`, each arm's accuracy, the `gain` and
-    the `null`. (prescription - current) minus (sham - current) is prescription - sham; sham - current, of one recipe, is the
-    null.  effect: what the cause's probe finds in the nets of current and sham (before) and in the prescription's (after).
+    primary: "group", "probe" or "accuracy".  gain: of that measure.  group: of the images held back: `n`, each arm's accuracy,
+    the `gain` and the `null`. (prescription - current) minus (sham - current) is prescription - sham; sham - current, of one
+    recipe, is the null.  effect: what the cause's probe finds in the nets of current and sham (before) and in the
+    prescription's (after).
     accuracy: of each arm on test.  change: the prescription's over that of current and sham together, with one seed an arm over
-    the sham's; beyond_generic: over that
-    of the generic arm.  worst_class: name and accuracy on test.  worse: classes (Holm) and other probes that got worse.
+    the sham's.  variety: the same of that arm, with its edit.  beyond_generic: over that of the generic arm.  worst_class: name
+    and accuracy on test.  worse: classes (Holm) and other probes that got worse.
     """
     tests = {arm: [open_test(net, ground.data) for net in some] for arm, some in nets.items()}
     after = tests["prescription"]
@@ -99,13 +102,16 @@ def proved(ground: Ground, nets: Mapping[str, Sequence[Run]], cause: Cause, plan
     less = asdict(effect_before.minus(effect_after))
     lost = [c.name for c in whole.classes if c.difference and c.holm is not None and c.holm <= ALPHA and c.difference.value < 0]
     worse = collateral(found_before, found_after, cause)
+    change = asdict(whole.difference)
+    more = asdict(compare_predictions(before, tests["variety"]).difference) if "variety" in tests else None
     return {
         "primary": plan["primary"],
-        "gain": group["gain"] if plan["primary"] == "group" else less,
+        "gain": {"group": group.get("gain"), "probe": less, "accuracy": change}[plan["primary"]],
         "group": group,
         "effect": {"before": asdict(effect_before), "after": asdict(effect_after)},
         "accuracy": {arm: _accuracy(some) for arm, some in tests.items()},
-        "change": asdict(whole.difference),
+        "change": change,
+        "variety": {"edit": plan["variety"]["edit"], "change": more} if more else None,
         "beyond_generic": asdict(compare_predictions(tests["generic"], after).difference) if "generic" in tests else None,
         "worst_class": {"before": worst_class(before), "after": worst_class(after)},
         "worse": [*lost, *(_called(finding, ground.data.classes) for finding in worse)],
@@ -116,17 +122,32 @@ def summary(outcome: str, cause: Cause, edit: Edit, measures: Mapping[str, Any])
     """A verdict in a sentence, with its numbers."""
     gain, change = interval_of(measures["gain"]), interval_of(measures["change"])
     before, after = (100 * measures["effect"][when]["value"] for when in ("before", "after"))
+    primary = {
+        "group": f"accuracy on {measures['group']['n']} images held back {_points(gain)}",
+        "probe": f"the effect of the probe {cause.probe} goes from {before:.1f} to {after:.1f} %, a gain of {_points(gain)}",
+        "accuracy": f"test accuracy {_points(change)}",
+    }
     parts = [
-        f"{edit.name} against {cause.id}: {outcome}",
-        f"accuracy on {measures['group']['n']} images held back {_points(gain)}"
-        if measures["primary"] == "group"
-        else f"the effect of the probe {cause.probe} goes from {before:.1f} to {after:.1f} %, a gain of {_points(gain)}",
-        f"test accuracy {_points(change)}",
+        f"{_aim(edit, cause)}: {outcome}",
+        primary[measures["primary"]],
+        *([primary["accuracy"]] if measures["primary"] != "accuracy" else []),
         *([f"worse: {', '.join(measures['worse'])}"] if measures["worse"] else []),
         *([f"smallest effect that could be told: {100 * gain.detectable:.1f} points"] if outcome == "cannot tell" else []),
+        *_of_variety(measures.get("variety")),
         *(["keep the recipe as it is: accuracy is lost"] if outcome not in PROVED and change.high < 0 else []),
     ]
     return "; ".join(parts)
+
+
+def _aim(edit: Edit, cause: Cause) -> str:
+    return f"{edit.name} for variety" if cause.kind == "variety" else f"{edit.name} against {cause.id}"
+
+
+def _of_variety(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    change = interval_of(found["change"])
+    return [f"{found['edit']} in its place, for variety: test accuracy {_points(change)}"]
 
 
 def interval_of(values: Mapping[str, Any]) -> Interval:
@@ -134,9 +155,12 @@ def interval_of(values: Mapping[str, Any]) -> Interval:
     return Interval(values["value"], values["low"], values["high"])
 
 
-def exported(ground: Ground, recipe: Recipe) -> str:
-    """Write recipe.json and albumentations.json; return the latter's name, or why there is none."""
+def exported(ground: Ground, edit: Edit, beside: Edit | None = None) -> str:
+    """Write recipe.json, variety.json and albumentations.json; return the latter's name, or why there is none."""
+    recipe = edit.apply(ground.recipe)
     write_json(ground.folder / "recipe.json", recipe.to_dict())
+    if beside:
+        write_json(ground.folder / "variety.json", beside.apply(ground.recipe).to_dict())
     path = ground.folder / "albumentations.json"
     # Flips that alternate are flips of half of the images, too; only which epoch shows which side is lost.
     drawn = [HorizontalFlip() if isinstance(t, HorizontalFlip) and t.alternating else t for t in recipe.augment]

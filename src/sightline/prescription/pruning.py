@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..comparison import recipe_difference
 from ..diagnosis import Cause, Diagnosis
 from ..exceptions import RecipeError
 from ..recipe import Recipe
@@ -13,10 +14,12 @@ from ..runs import Run
 from .edits import Edit
 from .ground import Ground, Step
 from .measures import Standing, held_back, standing
+from .plan import LEAST_ACCURACY
 
 TUNED = 0.1  # of the epochs
 RATE = 0.1  # of the run's own peak rate
 LEAST_GROUP = 10  # images held back: of fewer, only the probe is judged
+FULL_GROUP = 100  # images of which a gain of ten points can be told: of fewer it counts in proportion
 HARM = 0.05  # of dev's accuracy: what a short fine-tune may lose, which a full training has the time to win back
 NEARLY = 0.9  # of the best score: less of a difference is chance, and the edits' order says more
 
@@ -27,7 +30,7 @@ class Trial:
 
     effect: what the cause's probe finds less.  group: the gain of the accuracy on the cause's images that were held back; None
     where they are too few.  accuracy, worst_class: the change of dev's, as in `Standing`.  score: what edits are ranked by, the
-    mean of the first two.
+    mean of the first two, the second weighed by how many images it is of.  harmful: what accuracy it costs is too much.
     """
 
     cause: str
@@ -37,11 +40,12 @@ class Trial:
     accuracy: float
     worst_class: float
     score: float
+    harmful: bool
 
     @property
     def promising(self) -> bool:
         """Whether full trainings are worth their time."""
-        return self.score > 0 and self.accuracy > -HARM
+        return self.score > 0 and not self.harmful
 
 
 def tuning_epochs(epochs: int) -> int:
@@ -99,8 +103,8 @@ def group_of(cause: Cause, diagnosis: Diagnosis) -> tuple[str, ...]:
 
 def judged(cause: Cause, edit: Edit, sham: Standing, after: Standing, group: int) -> Trial:
     """Compare the nets that were tuned with an edit with those of the sham; `group` images were held back."""
-    effect = sham.effect.value - after.effect.value
-    gain = None
+    effect, change = sham.effect.value - after.effect.value, recipe_difference(sham.right, after.right)
+    gain, weight = None, min(1.0, group / FULL_GROUP)
     if group >= LEAST_GROUP and sham.group is not None and after.group is not None:
         gain = after.group - sham.group
     return Trial(
@@ -108,9 +112,11 @@ def judged(cause: Cause, edit: Edit, sham: Standing, after: Standing, group: int
         edit.name,
         effect,
         gain,
-        after.accuracy - sham.accuracy,
+        change.value,
         after.worst_class - sham.worst_class,
-        effect if gain is None else (effect + gain) / 2,
+        effect if gain is None else (effect + weight * gain) / (1 + weight),
+        # An edit for the sake of accuracy that surely loses some has missed its aim before the trainings begin.
+        change.value <= -HARM or (cause.kind == "cost" and change.high < -LEAST_ACCURACY),
     )
 
 
