@@ -82,7 +82,7 @@ FOLDERS = {
         "field",
         "__init__",
     ),
-    "prescription": ("edits", "ground", "plan", "measures", "pruning", "proof", "campaign", "__init__"),
+    "prescription": ("edits", "ground", "plan", "measures", "pruning", "proof", "variety", "campaign", "__init__"),
     "reporting": ("words", "pictures", "gallery", "causes", "change", "samples", "page", "__init__"),
     "training": (
         "optimizers",

@@ -17,9 +17,12 @@ import pytest
 from PIL import Image
 
 from sightline import cli, terminal
+from sightline.augment import HorizontalFlip
 from sightline.datasets import load
+from sightline.diagnosis import Diagnosis
 from sightline.exceptions import DataError
 from sightline.planted import plant_of
+from sightline.recipe import load_recipe
 from sightline.runs import Predictions, Run
 
 Sightline = Callable[..., tuple[int, str, str]]
@@ -476,6 +479,16 @@ def test_the_loop_from_the_command_line(sightline: Sightline, tmp_path: Path) ->
     (there / "at night").rename(tmp_path / "elsewhere")
     code, _, err = sightline("diagnose", tmp_path / "seed-0", "--field", there)
     assert code == 1 and "no image can be read in" in err
+
+
+def test_what_training_lacks_is_said_beside_the_causes(finished: Path) -> None:
+    run, recipe = Run.open(finished), load_recipe("small").with_(augment=())
+    seen = {"probe": "flip", "cause": "missing_flip", "label": None, "rate": 0.02, "sham": 0.01, "effect": 0.01, "low": 0.0}
+    found = Diagnosis((), run.classes, 200, 20, (), ({**seen, "high": 0.02, "p": 0.1, "q": 0.5, "n": 180},), {}, 1.0)
+    (line,) = cli._lacking(Run(finished, {**run.info, "recipe": recipe.to_dict()}), found)
+    assert line.startswith("No cause, and may help: hflip.")
+    assert cli._lacking(Run(finished, {**run.info, "recipe": recipe.with_(augment=(HorizontalFlip(),)).to_dict()}), found) == []
+    assert cli._lacking(Run(finished, {**run.info, "recipe": None}), found) == []
 
 
 def test_reproduce_says_the_same_or_what_differs(sightline: Sightline, finished: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sightline import figures
+from sightline.augment import HorizontalFlip
 from sightline.datasets import Split
 from sightline.diagnosis import ALPHA, LEAST, Cause, Diagnosis
 from sightline.prescription.edits import edits
@@ -22,7 +23,7 @@ from sightline.prescription.plan import ARMS
 from sightline.probes.sensitivity import CURVES
 from sightline.recipe import Recipe
 from sightline.reporting import causes
-from sightline.reporting.causes import CauseCard, cards, curves_of, nothing_found, ranked
+from sightline.reporting.causes import CauseCard, cards, curves_of, nothing_found, ranked, variety_card
 from test_report_change import HOSTILE, Reader, element, path_of, render, texts
 
 CLASSES = ("cat", HOSTILE, "\u202eסוס")
@@ -267,6 +268,49 @@ def test_a_fix_that_proved_nothing_is_said_too() -> None:
     assert folderless is not None and folderless.command == "sightline train DATA -r FOLDER/recipe.json"
 
 
+@pytest.mark.parametrize(
+    ("change", "verdict", "command"),
+    [
+        ({"value": 0.015, "low": 0.008, "high": 0.023}, "accuracy rises", ["train", "my data", "-r", "my fix/variety.json"]),
+        ({"value": -0.01, "low": -0.02, "high": -0.001}, "accuracy falls", None),
+        ({"value": 0.001, "low": -0.002, "high": 0.004}, "cannot tell", None),
+    ],
+)
+def test_variety_has_a_card_of_its_own(change: dict[str, float], verdict: str, command: list[str] | None) -> None:
+    found = diagnosis(MARK, findings=FINDINGS)
+    fix = proved(MARK)
+    fix["measures"]["accuracy"] |= {"sham": 0.81, "variety": 0.83}
+    fix["measures"]["variety"] = {"edit": "hflip", "change": change}
+    shown = variety_card(found, RECIPE, 32, fix, data="my data")
+    assert shown is not None and shown.proof is not None
+    assert (shown.kind, [edit.name for edit in shown.edits], shown.sheet) == ("variety", ["hflip"], None)
+    assert "300 right images lose 20.0 % of their class's probability" in shown.evidence
+    assert (shown.proof.verdict, [value for _, value in shown.proof.arms]) == (verdict, [0.8, 0.81, 0.83])
+    assert shlex.split(shown.proof.command) == (["sightline", *command] if command else [])
+    assert [c.proof is not None for c in cards(found, RECIPE, 32, None, fix)] == [True]
+    assert sum("More variety" in text for text in whole(found, (), shown).texts) == 1
+
+
+def test_where_variety_is_what_was_proved_its_card_says_so() -> None:
+    found = diagnosis(MARK, findings=FINDINGS)
+    fix = proved(FLIP)
+    shown = variety_card(found, RECIPE, 32, {**fix, "verdict": "fixed"})
+    assert shown is not None and shown.proof is not None
+    assert (shown.proof.verdict, shown.proof.summary, len(shown.proof.arms)) == ("fixed", "it", 2)
+    assert shown.proof.command == "sightline train DATA -r 'my fix/recipe.json'"
+    unproved = variety_card(found, RECIPE, 32, None)
+    assert unproved is not None and unproved.proof is None
+    assert variety_card(found, RECIPE.with_(augment=(HorizontalFlip(),)), 32, None) is None
+    assert variety_card(found, None, 32, None) is None
+
+
+def test_an_edit_that_costs_too_much_accuracy_says_so() -> None:
+    fix = proved(MARK)
+    fix["trials"][0]["harmful"] = True
+    tried = {row.name: row.tried for row in card(MARK, fix=fix).edits}
+    assert tried["erase"].endswith("dev accuracy −2.0. It costs too much accuracy.")
+
+
 FINDINGS = (
     finding("deletion:blur", "gate", None, 0.5, 1.0),
     finding("patch", "mark", 0, None, 1.0, 0, curve={"note": "no patch recurs"}),
@@ -333,8 +377,9 @@ def test_points_of_curves_are_in_the_table() -> None:
     assert points[3] == ("flip", "mirrored", 1, 0.1, 0.05)
 
 
-def whole(found: Diagnosis, shown: tuple[CauseCard, ...]) -> Reader:
-    page = SimpleNamespace(causes=shown, probes=nothing_found(found), sensitivity=figures.sensitivity(curves_of(found)))
+def whole(found: Diagnosis, shown: tuple[CauseCard, ...], variety: CauseCard | None = None) -> Reader:
+    sensitivity = figures.sensitivity(curves_of(found))
+    page = SimpleNamespace(causes=shown, variety=variety, probes=nothing_found(found), sensitivity=sensitivity)
     return Reader("".join(render(f"{part}.html", **vars(page)) for part in ("causes", "sensitivity", "nothing")))
 
 
@@ -345,7 +390,9 @@ def test_sections_are_text_and_whole() -> None:
     fix = {**proved(MARK), "summary": HOSTILE, "verdict": HOSTILE, "folder": HOSTILE}
     shown = cards(found, RECIPE, 32, split(), fix, data=HOSTILE)
     assert shown == cards(found, RECIPE, 32, split(), fix, data=HOSTILE)
-    page = whole(found, shown)
+    more = variety_card(found, RECIPE, 32, fix, data=HOSTILE)
+    assert more is not None
+    page = whole(found, shown, more)
     assert "script" not in page.tags and page.tags.count("img") == 2
     assert sum(HOSTILE in text for text in page.texts) >= 5
     commands = whole(found, cards(found, RECIPE, 32, split(), {**fix, "verdict": "fixed"}, data=HOSTILE))
@@ -360,7 +407,7 @@ def test_pages_without_causes_or_mistakes_or_a_diagnosis() -> None:
     found = diagnosis(mistakes=0)
     said = " ".join(whole(found, cards(found, RECIPE, 32, None, None)).texts)
     assert "None found, in 0 tests on 400 dev images" in said and "Unexplained" not in said
-    page = Reader(render("causes.html", causes=(), probes=None))
+    page = Reader(render("causes.html", causes=(), variety=None, probes=None))
     assert any("Not looked for yet" in text for text in page.texts)
     assert Reader(render("nothing.html", probes=None)).tags == Reader(render("sensitivity.html", sensitivity="")).tags == []
 

@@ -519,7 +519,7 @@ def diagnose(
         return
     further = ["--field", str(field)] if field else []
     command = shlex.join(["sightline", "fix", str(folder), *further, "-o", "FOLDER"])
-    _say(*_diagnosed(found), f"All of it: {runs[0].folder / 'diagnosis.json'}. Next: {command}")
+    _say(*_diagnosed(found), *_lacking(runs[0], found), f"All of it: {runs[0].folder / 'diagnosis.json'}. Next: {command}")
 
 
 @app.command()
@@ -815,6 +815,21 @@ def _diagnosed(found: Diagnosis) -> list[Any]:
     ]
 
 
+def _lacking(run: Run, found: Diagnosis) -> list[str]:
+    """What no cause asks for, and may help."""
+    from .prescription import variety
+    from .recipe import Recipe
+
+    info = run.info
+    more = variety(found, Recipe.from_dict(info["recipe"]), size=tuple(info["data"]["shape"][:2])) if info["recipe"] else None
+    if more is None:
+        return []
+    what = more[1].name
+    return [
+        f"No cause, and may help: {what}. The model bears it and training never shows it; `sightline fix` says what it is worth."
+    ]
+
+
 def _fixed(found: Fix) -> list[Any]:
     """What was tried, the proof, and where the edited recipe is."""
     tried = [
@@ -838,13 +853,16 @@ def _fixed(found: Fix) -> list[Any]:
     )
     lines: list[Any] = [table(columns, tried, left=columns[:2])] if tried else []
     if found.measures is not None:
-        names = {"generic": "TrivialAugment + Cutout"}
+        names = {"generic": "TrivialAugment + Cutout", "variety": "more variety"}
         arms = [(names.get(arm, arm), f"{accuracy:.2%}") for arm, accuracy in found.measures["accuracy"].items()]
         lines.append(table(("arm, trained anew", "test accuracy"), arms, left=("arm, trained anew",)))
     lines.append(f"{found.summary[0].upper()}{found.summary[1:]}.")
     if found.edit is not None:
         what = "The edited recipe, for sightline train -r" if found.proved else "The recipe that was tried"
         lines.append(f"{what}: {found.folder}/recipe.json. {found.edit['why'][0].upper()}{found.edit['why'][1:]}.")
+        more = found.measures and found.measures.get("variety")
+        if more and more["change"]["low"] > 0:
+            lines.append(f"That with more variety: {found.folder}/variety.json.")
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from .. import figures
 from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds, least_of
 from ..prescription.edits import edits
 from ..prescription.plan import PROVED
+from ..prescription.variety import variety
 from .pictures import encoded, joined, tile_of, uri
 from .words import chance, percent, points, span
 
@@ -45,11 +46,16 @@ TITLES = {
     "label_errors": "Some labels are probably wrong",
     "ambiguous": "Two classes are hard to tell apart",
 }
-KINDS = {"cost": "costs accuracy now", "risk": "a risk that images like these can't show"}
+KINDS = {
+    "cost": "costs accuracy now",
+    "risk": "a risk that images like these can't show",
+    "variety": "no cause: pictures that training never shows, though the model bears them",
+}
 ARMS = {
     "current": "the recipe as it is",
     "sham": "the same again (sham)",
     "prescription": "with the edit",
+    "variety": "with more variety instead",
     "generic": "TrivialAugment + Cutout instead",
 }
 _DRAWN = "{{rate}} of {{n}} other images are taken for the class once they get {0}; with {1}, {{sham}}"
@@ -225,6 +231,28 @@ def cards(
     )
 
 
+def variety_card(
+    diagnosis: Diagnosis, recipe: Recipe | None, size: int | tuple[int, int], fix: Mapping[str, Any] | None, *, data: str = "DATA"
+) -> CauseCard | None:
+    """Return the card of the variety that a recipe lacks, see `prescription.variety`; arguments as in `cards`."""
+    sides = (size, size) if isinstance(size, int) else size
+    found = None if recipe is None else variety(diagnosis, recipe, size=sides)
+    if found is None:
+        return None
+    cause, edit = found
+    card = _card(0, cause, diagnosis, recipe, sides, None, fix or {}, data)
+    return replace(
+        card,
+        id="variety",
+        title="More variety",
+        sure=True,
+        repaired="No mistake is known to come of it. What it is worth no probe can show: only whole trainings do.",
+        edits=(EditRow(edit.name, edit.why, ""),),
+        edits_note="",
+        proof=card.proof or _of_variety(fix or {}, data),
+    )
+
+
 def ranked(diagnosis: Diagnosis) -> list[Cause]:
     """Return the causes in the order of `RULE`."""
 
@@ -382,7 +410,8 @@ def _tried(trial: Mapping[str, Any] | None) -> str:
         return ""
     group = [] if trial["group"] is None else [f"accuracy on its images held back {points(trial['group'])}"]
     parts = [f"the probe’s effect {points(-trial['effect'])} points", *group, f"dev accuracy {points(trial['accuracy'])}"]
-    return f"Tried in short fine-tunes, beyond a sham: {', '.join(parts)}."
+    harm = " It costs too much accuracy." * trial.get("harmful", False)
+    return f"Tried in short fine-tunes, beyond a sham: {', '.join(parts)}.{harm}"
 
 
 def _no_edits(cause: Cause, recipe: Recipe | None) -> str:
@@ -409,10 +438,29 @@ def _proof(cause: Cause, fix: Mapping[str, Any], data: str) -> Proof | None:
         fix["summary"],
         tuple((ARMS.get(arm, arm), float(accuracy)) for arm, accuracy in measures["accuracy"].items()),
         f"{points(beyond['value'])} points ({span(beyond['low'], beyond['high'])})" if beyond else "",
-        shlex.join(["sightline", "train", data, "-r", f"{fix.get('folder') or 'FOLDER'}/recipe.json"])
-        if fix["verdict"] in PROVED
-        else "",
+        _command(fix, data, "recipe") if fix["verdict"] in PROVED else "",
     )
+
+
+def _of_variety(fix: Mapping[str, Any], data: str) -> Proof | None:
+    """What a fix of something else has to say of its arm with more variety."""
+    found = (fix.get("measures") or {}).get("variety")
+    if not found:
+        return None
+    change = found["change"]
+    verdict = "accuracy rises" if change["low"] > 0 else "accuracy falls" if change["high"] < 0 else "cannot tell"
+    accuracies = fix["measures"]["accuracy"]
+    return Proof(
+        verdict,
+        f"{found['edit']} for variety: test accuracy {points(change['value'])} points ({span(change['low'], change['high'])})",
+        tuple((ARMS[arm], float(accuracies[arm])) for arm in ("current", "sham", "variety")),
+        "",
+        _command(fix, data, "variety") if change["low"] > 0 else "",
+    )
+
+
+def _command(fix: Mapping[str, Any], data: str, name: str) -> str:
+    return shlex.join(["sightline", "train", data, "-r", f"{fix.get('folder') or 'FOLDER'}/{name}.json"])
 
 
 # --- its images

@@ -20,7 +20,7 @@ from ..precision import Precision
 from ..recipe import RECIPES, Recipe
 from ..runs import Predictions, Run, SavedMaps
 from . import gallery
-from .causes import CauseCard, Probes, cards, curves_of, gate, nothing_found
+from .causes import CauseCard, Probes, cards, curves_of, gate, nothing_found, variety_card
 from .change import Change, change_of
 from .gallery import Said
 from .samples import DataSheet, data_sheet
@@ -89,6 +89,7 @@ class Page:
     heatmaps_note: str
     change: Change | None
     causes: tuple[CauseCard, ...]
+    variety: CauseCard | None
     probes: Probes | None
     sensitivity: str
     data: DataSheet | None
@@ -138,6 +139,7 @@ def page_of(story: Story, n: int = 500, weight: float = 0.725) -> Page:
         heatmaps_note=f"No heatmaps: {story.no_heatmaps}" if story.no_heatmaps else _heatmaps_note(story.said.maps, diagnosis),
         change=None if story.before is None else change_of(story.before.comparison, _names(story)),
         causes=() if diagnosis is None else cards(diagnosis, recipe, size, probed, story.fix, data=info["data"]["name"]),
+        variety=None if diagnosis is None else variety_card(diagnosis, recipe, size, story.fix, data=info["data"]["name"]),
         probes=None if diagnosis is None else nothing_found(diagnosis),
         sensitivity="" if diagnosis is None else figures.sensitivity(curves_of(diagnosis)),
         data=None if story.data is None else data_sheet(story.data, recipe.augment if recipe else ()),
