@@ -946,6 +946,18 @@ def test_the_accuracy_on_all_images_is_judged_where_the_group_is_small(
     assert result.measures["group"]["n"] == len(result.plan["group"]) > 0
 
 
+def test_one_cause_of_several_is_chosen(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:
+    two = varied(diagnosed(run, cause("colour", "hue"), FLIP))
+    result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=two, against="missing_flip")
+    assert [t["cause"] for t in result.trials] == ["missing_flip"]
+    more = fix(run, data, tmp_path / "more", seeds=1, diagnosis=two, against="variety")
+    assert more.trials == () and more.edit is not None and more.edit["name"] == "crop 2 px"
+    with pytest.raises(RecipeError, match="found no cause 'colours': did you mean 'colour'"):
+        fix(run, data, tmp_path / "none", diagnosis=two, against="colours")
+    lacking = fix(run, data, tmp_path / "none", diagnosis=diagnosed(run, FLIP), against="variety")
+    assert (lacking.verdict, "a lack of variety" in lacking.summary) == ("no edit to try", True)
+
+
 def test_the_edited_recipe_is_a_file_that_train_takes(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:
     A = pytest.importorskip("albumentations")
     result = fix(run, data, tmp_path / "fix", seeds=1, diagnosis=diagnosed(run, FLIP))

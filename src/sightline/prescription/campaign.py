@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .. import runs
 from ..datasets import Dataset
 from ..diagnosis import Cause, Diagnosis, diagnose
-from ..exceptions import DataError, RunError
+from ..exceptions import DataError, RecipeError, RunError, nearest
 from ..models import device_of
 from ..precision import machine
 from ..probes import PROBES
@@ -41,6 +41,7 @@ Candidates = Sequence[Candidate]
 
 NOTHING = "no cause found: nothing to fix"
 NO_EDIT = "no edit to try"
+VARIETY = "variety"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def fix(
     budget: float | None = None,
     seeds: int | None = None,
     forbidden: Sequence[str] = (),
+    against: str | None = None,
     diagnosis: Diagnosis | None = None,
     field: NDArray[np.uint8] | None = None,
     device: str | None = None,
@@ -98,13 +100,14 @@ def fix(
     run: a run, or several seeds of one recipe.  data: theirs, loaded by its name if not given.  folder: where everything is kept;
     a killed fix goes on from there when called again with the same arguments.  budget: seconds for everything; arms, and seeds
     where they aren't given, are fitted to it.  forbidden: names from `edits.INVARIANCES` that the images don't have.
+    against: the id of a cause, or "variety": only that is tried, all of them in the order of their gravity if not given.
     diagnosis: of `run`; else the one in its folder, else it is made.  field: images from where the model is used, see `diagnose`.
 
     The gravest cause comes first: its edits are tried by short fine-tunes beside a sham, and if one is promising it alone is
     proved, by fresh seeds of the current recipe, of the same again (the sham), of the edited one, of TrivialAugment + Cutout,
     and of what `variety` finds lacking. Where no edit is promising, variety is what is proved.
     Raises RunError for a run that can't be trained again here or has no dev images, and for a folder with something else;
-    RecipeError for an unknown invariance; TrainingError for a budget that is too short.
+    RecipeError for an unknown invariance or cause; TrainingError for a budget that is too short.
     """
     given = (run,) if isinstance(run, Run) else tuple(run)
     refuse_unknown(forbidden)
@@ -115,12 +118,12 @@ def fix(
     diagnosis = diagnosis or _diagnosis(ground)
     if field is None and diagnosis.field:
         raise DataError(f"the diagnosis looked at {diagnosis.field} images from the field too: give them again with --field")
-    found = [(cause, edit) for cause in diagnosis.causes for edit in edits(cause, recipe, size=ground.size, forbidden=forbidden)]
-    more = variety(diagnosis, recipe, size=ground.size, forbidden=forbidden)
+    causes, more = _aims(diagnosis, against), variety(diagnosis, recipe, size=ground.size, forbidden=forbidden)
+    found = [(cause, edit) for cause in causes for edit in edits(cause, recipe, size=ground.size, forbidden=forbidden)]
     if not diagnosis.causes and more is None:
         return Fix(NOTHING, f"{diagnosis.mistakes} mistakes in {diagnosis.n} images, and no probe found a cause", str(folder))
     if not found and more is None:
-        names = ", ".join(dict.fromkeys(cause.id for cause in diagnosis.causes))
+        names = ", ".join(dict.fromkeys(cause.id for cause in causes)) or "a lack of variety"
         return Fix(NO_EDIT, f"nothing in training helps against {names} within the declared invariances", str(folder))
     settings = {
         "recipe": recipe.to_dict(),
@@ -185,6 +188,16 @@ def _recipe_of(given: Sequence[Run]) -> Recipe:
         if run.info["recipe"] != info["recipe"]:
             raise RunError(f"{run.folder} and {given[0].folder} have other recipes; fix seeds of one recipe together")
     return Recipe.from_dict(info["recipe"]).with_(max_lr=info["max_lr"])
+
+
+def _aims(diagnosis: Diagnosis, against: str | None) -> tuple[Cause, ...]:
+    """The causes that edits are tried against. Raises RecipeError where there is none of that name."""
+    if against is None:
+        return diagnosis.causes
+    names = [*dict.fromkeys(cause.id for cause in diagnosis.causes), VARIETY]
+    if against not in names:
+        raise RecipeError(f"the diagnosis found no cause '{against}': {nearest(against, names)}")
+    return tuple(cause for cause in diagnosis.causes if cause.id == against)
 
 
 def _refuse_unfit(given: Sequence[Run], data: Dataset) -> None:

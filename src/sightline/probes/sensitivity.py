@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -85,7 +86,11 @@ Change = Callable[[Tensor, float, Draws, Subject], Tensor]  # images (N, C, H, W
 
 @dataclass(frozen=True)
 class Curve:
-    """A change over its magnitudes, the mildest first; `reference` is one of them."""
+    """A change over its magnitudes, the mildest first; `reference` is one of them.
+
+    sham: "step", "shading" or "scatter", see above.  judged: by the "answers" that become wrong, or by the "probability" that the
+    true class loses.
+    """
 
     probe: str
     cause: str
@@ -93,6 +98,7 @@ class Curve:
     reference: float
     change: Change
     sham: str = "shading"
+    judged: Literal["answers", "probability"] = "answers"
 
 
 def _full(images: Tensor, value: float) -> Tensor:
@@ -162,7 +168,7 @@ def _mean(subject: Subject) -> tuple[float, ...]:
 
 
 CURVES = (
-    Curve("flip", "missing_flip", (1,), 1, _flip, "step"),
+    Curve("flip", "missing_flip", (1,), 1, _flip, "step", judged="probability"),
     Curve("shift", "position", (1 / 16, 1 / 8, 1 / 4), 1 / 8, _shift, "step"),  # of a side, in one of four directions
     Curve("smaller", "scale", (0.87, 0.75, 0.6), 0.75, _scale, "step"),  # the object alone, where the data know it
     Curve("larger", "scale", (1.15, 1.33, 1.6), 1.6, _scale, "step"),
@@ -198,13 +204,14 @@ def sensitivity(subject: Subject, random: np.random.Generator, explained: Collec
     broken = _answers(subject, right, generator, all_magnitudes=True)
     mended = _answers(subject, wrong, generator, all_magnitudes=False)
     findings = [_finding(subject, curve, right, ~broken[curve.probe], wrong, mended[curve.probe]) for curve in CURVES]
-    return [_by_sureness(subject, finding, right) if finding.probe == "flip" else finding for finding in findings]
+    return [
+        _by_probability(subject, finding, right) if curve.judged == "probability" and finding.n else finding
+        for curve, finding in zip(CURVES, findings, strict=True)
+    ]
 
 
-def _by_sureness(subject: Subject, finding: Finding, right: Integers) -> Finding:
+def _by_probability(subject: Subject, finding: Finding, right: Integers) -> Finding:
     """Return what is found of flips with the probability that the true class loses in place of the share of wrong answers."""
-    if not finding.n:
-        return finding
     lost = np.concatenate([_lost(subject, rows) for rows in subject.pieces(right)])
     rows = right[np.argsort(lost[:, 1] - lost[:, 0], kind="stable")]
     return replace(finding, **differing(lost[:, 0], lost[:, 1])._asdict(), rows=tuple(int(row) for row in rows[:SHOWN]))
