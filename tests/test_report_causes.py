@@ -17,13 +17,13 @@ from PIL import Image
 from sightline import figures
 from sightline.augment import HorizontalFlip
 from sightline.datasets import Split
-from sightline.diagnosis import ALPHA, LEAST, Cause, Diagnosis
+from sightline.diagnosis import ALPHA, LEAST, Cause, Diagnosis, ranked
 from sightline.prescription.edits import edits
 from sightline.prescription.plan import ARMS
 from sightline.probes.sensitivity import CURVES
 from sightline.recipe import Recipe
 from sightline.reporting import causes
-from sightline.reporting.causes import CauseCard, cards, curves_of, nothing_found, ranked, variety_card
+from sightline.reporting.causes import CauseCard, cards, curves_of, nothing_found, variety_card
 from test_report_change import HOSTILE, Reader, element, path_of, render, texts
 
 CLASSES = ("cat", HOSTILE, "\u202eסוס")
@@ -111,11 +111,11 @@ def test_magnitudes_in_words_are_those_of_the_probes(probe: str, reference: floa
 
 def test_causes_come_by_kind_then_by_evidence_times_mistakes() -> None:
     given = (FLIP, MARK, BLUR, SCALE)
-    mistakes = {"scale": 7, "blur_noise": 1}
-    weights = {c.id: c.effect / LEAST[c.id] for c in given}
-    literal = sorted(given, key=lambda c: (c.kind == "risk", -weights[c.id] * mistakes.get(c.id, 0), -weights[c.id]))
-    assert ranked(diagnosis(*given)) == literal == [SCALE, BLUR, MARK, FLIP]  # blur has more evidence, scale more mistakes
-    assert [card.id for card in cards(diagnosis(*given), None, 32, None, None)] == [c.id for c in literal]
+    groups = {"scale": tuple("abcdefg"), "blur_noise": ("h",), "missing_flip": tuple("abcdefghij")}
+    weights = {c.id: c.effect / LEAST[c.id] * (len(groups[c.id]) if c.kind == "cost" else 1) for c in given}
+    literal = sorted(given, key=lambda c: (c.kind == "risk", -weights[c.id]))
+    # Blur has more evidence than scale, and fewer mistakes; the flip repairs more than the mark, but breaks as much.
+    assert list(ranked(given, groups)) == literal == [SCALE, BLUR, MARK, FLIP]
 
 
 def test_evidence_says_the_probe_its_sham_and_the_interval() -> None:
@@ -260,7 +260,7 @@ def test_the_caption_of_a_flip_says_what_is_judged() -> None:
 
 def test_a_fix_that_proved_nothing_is_said_too() -> None:
     fix = {**proved(MARK), "verdict": "no effect", "cause": None, "measures": None}
-    shown = cards(diagnosis(MARK, SCALE), RECIPE, 32, None, fix)
+    shown = cards(diagnosis(SCALE, MARK), RECIPE, 32, None, fix)
     assert [each.proof and (each.proof.verdict, each.proof.command) for each in shown] == [None, ("no effect", "")]
     unproved = card(MARK, fix={**proved(MARK), "verdict": "cannot tell"}).proof
     assert unproved is not None and (unproved.verdict, unproved.command) == ("cannot tell", "")

@@ -48,7 +48,7 @@ def test_report_is_the_kept_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     make_heatmaps(run)
     curve = finding("blur", "blur_noise", None, 0.6, 0.01, curve=CURVE)
     nothing = (finding("flip", "missing_flip", None, 0.0, 0.9), finding("deletion:blur", "gate", None, 0.5, 1.0, rate=0.6))
-    found = diagnosis(MARK, BLUR, findings=(curve, *nothing))
+    found = diagnosis(BLUR, MARK, findings=(curve, *nothing))
     monkeypatch.setattr(reporting, "_diagnosis", lambda run: found)
     beside_the_kept("report.html", reporting.report(run, data, n=30).read_text(encoding="utf-8"))
 

@@ -85,7 +85,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found: `causes`, the strongest first, and every finding of the first run's probes with its q.
+    """What was found: `causes`, the gravest first (see `ranked`), and every finding of the first run's probes with its q.
 
     groups: cause id → ids of the mistakes that its counterfactual repairs; "unexplained" → the others. A mistake may be in
     several.  runs: the folders.  seconds: what it took.  field: how many images from where the model is used were looked at.
@@ -197,16 +197,31 @@ def concluded(
         _cause([first[i] for i in group], [float(q[0][i]) for i in group], ids) for group in _grouped(declared, first).values()
     ]
     wrong = np.flatnonzero(~subjects[0].right)
+    groups = _groups(declared, first, wrong, ids)
     return Diagnosis(
         tuple(str(run.folder) for run in runs),
         runs[0].classes,
         len(ids),
         len(wrong),
-        tuple(sorted(causes, key=lambda cause: (cause.kind != "cost", -cause.effect / least_of(cause)))),
+        ranked(causes, groups),
         tuple({**_summary(finding), "q": float(rate)} for finding, rate in zip(first, q[0], strict=True)),
-        _groups(declared, first, wrong, ids),
+        groups,
         seconds(),
     )
+
+
+def ranked(causes: Sequence[Cause], groups: Mapping[str, Sequence[str]]) -> tuple[Cause, ...]:
+    """Return the causes, the gravest first: those that cost accuracy now before risks.
+
+    The former are in the order of the effect, in multiples of the least that counts, times the number of mistakes in the cause's
+    group. Of a risk the effect alone counts: what it repairs it breaks elsewhere, or it repairs nothing.
+    """
+
+    def order(cause: Cause) -> tuple[bool, float]:
+        evidence = cause.effect / least_of(cause)
+        return cause.kind != "cost", -evidence * (len(groups.get(cause.id, ())) if cause.kind == "cost" else 1)
+
+    return tuple(sorted(causes, key=order))
 
 
 def false_discovery_rates(findings: Sequence[Finding]) -> list[float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import figures
-from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds, least_of
+from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds
 from ..prescription.edits import edits
 from ..prescription.plan import PROVED
 from ..prescription.variety import variety
@@ -99,8 +99,8 @@ EVIDENCE = {  # by probe: what happens with it, and what under its sham
     "others are, {sham}",
 }
 RULE = (
-    "Causes that cost accuracy now come first. Within a kind, they are ordered by the effect, in multiples of the least that "
-    "counts for that cause, times the number of mistakes that undoing it repairs; where it repairs none, by the effect alone."
+    "Causes that cost accuracy now come first, ordered by the effect, in multiples of the least that counts for that cause, "
+    "times the number of mistakes that undoing it repairs; then risks, by the effect alone."
 )
 
 
@@ -218,7 +218,7 @@ def cards(
     *,
     data: str = "DATA",
 ) -> tuple[CauseCard, ...]:
-    """Return a card a cause, the gravest first, see `RULE`.
+    """Return a card a cause, in the diagnosis's order: see `RULE`.
 
     recipe: the run's, None where its weights come from elsewhere, and then there are no edits.  size: of the images in pixels,
     (height, width) or one for both.  images: those that were probed, or None.  fix: `Fix.to_dict`'s form, or None; what it
@@ -227,7 +227,7 @@ def cards(
     """
     sides = (size, size) if isinstance(size, int) else size
     return tuple(
-        _card(i, cause, diagnosis, recipe, sides, images, fix or {}, data) for i, cause in enumerate(ranked(diagnosis), 1)
+        _card(i, cause, diagnosis, recipe, sides, images, fix or {}, data) for i, cause in enumerate(diagnosis.causes, 1)
     )
 
 
@@ -251,16 +251,6 @@ def variety_card(
         edits_note="",
         proof=card.proof or _of_variety(fix or {}, data),
     )
-
-
-def ranked(diagnosis: Diagnosis) -> list[Cause]:
-    """Return the causes in the order of `RULE`."""
-
-    def order(cause: Cause) -> tuple[bool, float, float]:
-        evidence = cause.effect / (least_of(cause) if cause.id in LEAST else 1.0)
-        return cause.kind != "cost", -evidence * len(diagnosis.groups.get(cause.id, ())), -evidence
-
-    return sorted(diagnosis.causes, key=order)
 
 
 def nothing_found(diagnosis: Diagnosis) -> Probes:
