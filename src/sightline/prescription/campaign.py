@@ -153,8 +153,8 @@ def _campaign(ground: Ground, journal: Journal, diagnosis: Diagnosis, candidates
         trials, best = pruned(ground, plan.seeds, candidates[: plan.candidates], diagnosis) if candidates else ([], None)
         journal.keep("pruned", {"trials": [asdict(trial) for trial in trials], "best": best})
     tried, chosen = journal["pruned"]["trials"], journal["pruned"]["best"]
+    said = f"of {len(tried)} tried in short fine-tunes, no edit did more than the sham without costing too much accuracy"
     if chosen is None and more is None:
-        said = f"in short fine-tunes none of {len(tried)} edits did more than the sham, or each cost too much accuracy"
         journal.keep("result", asdict(Fix("no effect", said, "", trials=tuple(tried))))
         return
     if chosen is None and more is not None:
@@ -169,9 +169,11 @@ def _campaign(ground: Ground, journal: Journal, diagnosis: Diagnosis, candidates
     measures = proved(ground, nets, cause, claim)
     gain, change = interval_of(measures["gain"]), interval_of(measures["change"])
     outcome = verdict(cause.kind, gain, change, measures["worse"], claim["least"])
-    said = summary(outcome, cause, edit, measures)
+    told = [summary(outcome, cause, edit, measures), *([said] if tried and chosen is None else [])]
     known = {key: value for key, value in asdict(cause).items() if key not in ("detail", "images")}
-    journal.keep("result", asdict(Fix(outcome, said, "", known, edit.to_dict(), tuple(tried), claim, measures, albumentations)))
+    journal.keep(
+        "result", asdict(Fix(outcome, "; ".join(told), "", known, edit.to_dict(), tuple(tried), claim, measures, albumentations))
+    )
 
 
 def _recipe_of(given: Sequence[Run]) -> Recipe:
