@@ -120,3 +120,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_an_augmentation_that_is_none_is_refused(augment: object) -> None:
     with pytest.raises(RecipeError):
         Recipe.from_dict({"augment": augment})
+
+
+def test_small_images_and_hard_ones_first_make_a_training_shorter() -> None:
+    assert RECIPES["classic"].passes == 20
+    small = Recipe("r", epochs=10, sizes=((0.2, 0.5), (0.5, 0.75)), keep=((0.4, 0.8), (0.5, 0.65)))
+    # Epoch by epoch: two at half the side, three at three quarters, of which the last takes 0.8 of the images, five at 0.65.
+    assert small.passes == pytest.approx(2 * 0.25 + 2 * 0.5625 + 0.5625 * 0.8 + 5 * 0.65)

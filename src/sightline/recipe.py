@@ -142,6 +142,11 @@ class Recipe:
         """The share of the images that this epoch takes, counted from 0."""
         return next((share for start, share in reversed(self.keep) if epoch >= start * self.epochs), 1.0)
 
+    @property
+    def passes(self) -> float:
+        """The epochs of all images at full size that a training amounts to, by the pixels that it sees."""
+        return sum(self.scale(epoch) ** 2 * self.kept(epoch) for epoch in range(self.epochs))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Build a recipe from `to_dict`'s form. Raises RecipeError for an unknown field or a wrong value."""

@@ -230,7 +230,7 @@ def _planned(
     """Fit the fix to the budget, by what the run and its diagnosis took, and say what it will take."""
     info = ground.runs[0].info
     training, probes = float(info["results"]["seconds"]), diagnosis.seconds / len(ground.runs)
-    share = tuning_epochs(ground.recipe.epochs) / ground.recipe.epochs
+    share = tuning_epochs(ground.recipe.epochs) / ground.recipe.passes
     costs = Costs(training, training * share, probes / len(PROBES), probes)
     plan = plan_budget(costs, candidates, variety=variety, budget=budget, seeds=seeds)
     same = info["machine"] == machine(device_of(ground.device))
