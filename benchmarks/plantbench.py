@@ -12,7 +12,8 @@ gap        what the first prescription is worth: gap closed = (accuracy after âˆ
            what each costs on clean test images, those of scenes in which nothing is planted
 
 Plants are put into generated scenes or, with --on cifar10, into 10,000 images of CIFAR-10, whose nets are wrong for reasons of
-their own: there what is named of the clean images too isn't counted. Nets are `fast` at half its width, without flips. Seeds from
+their own: there what is named of the clean images too isn't counted. Rules are scored on plants of strength 0.8 and more; what
+weaker ones give is shown by strength. Nets are `fast` at half its width, without flips. Seeds from
 100 on were used to set the thresholds of `diagnosis.LEAST`; those before are for scoring. With --runs, nets are kept in that
 folder and not trained again. Every case is kept in the JSON file, and those that it has are not done again.
 """
@@ -39,7 +40,7 @@ from rich.console import Console
 import rivals
 from sightline.augment import RandomCrop
 from sightline.datasets import Dataset, Split, hold_out, load
-from sightline.diagnosis import LEAST, Cause, diagnose, holds
+from sightline.diagnosis import LEAST, Cause, diagnose, holds, least
 from sightline.evaluation import open_test, predictions_of
 from sightline.mistakes import false_discovery_rates, wilson
 from sightline.planted import NULLS, PLANTS, Plant, plant, plant_of, planted, truth, unplanted
@@ -55,6 +56,7 @@ FIELD = 10_000  # added to the seed: other images than those of the test
 PHOTOGRAPHS, FIELD_IMAGES = 10_000, 1000  # of CIFAR-10's training images; of its test images, as the field
 LEAST_GAP = 0.01  # of accuracy: of a smaller one no share can be told
 CALIBRATION = 100  # from this seed on, cases only set thresholds
+STRONG = 0.8  # from this strength on a plant is to be found; of weaker ones little is lost, and they are only shown
 RECIPE = load_recipe("fast").with_(width=0.5, augment=(RandomCrop(2),))  # no flip: `direction` is to be missed
 
 
@@ -263,14 +265,15 @@ def scores(cases: Sequence[dict[str, Any]], named: Callable[[dict[str, Any]], se
 
 def by_diagnosis(case: dict[str, Any], field: bool) -> set[str]:
     """The causes that `diagnose` names, with images from the field or without, by the thresholds as they are now."""
-    findings = [f for f in case["findings"] if field or f["probe"] != "field"]
+    findings = [{"masks": _masked(case), **f} for f in case["findings"] if field or f["probe"] != "field"]
     rates = false_discovery_rates(np.array([f["p"] for f in findings]))
     keys = ("probe", "cause", "effect")
-    return {
-        f["cause"]
-        for f, q in zip(findings, rates, strict=True)
-        if holds(*(f[key] for key in keys), float(q), f.get("masks", True))
-    }
+    return {f["cause"] for f, q in zip(findings, rates, strict=True) if holds(*(f[key] for key in keys), float(q), f["masks"])}
+
+
+def _masked(case: dict[str, Any]) -> bool:
+    """Whether the case's images come with their objects' outlines: photographs don't."""
+    return case.get("on", "planted") == "planted"
 
 
 def by_rival(case: dict[str, Any], name: str) -> set[str]:
@@ -282,8 +285,11 @@ def show(cases: dict[str, Any]) -> None:
     for name in GROUNDS:
         own = [case for case in cases.values() if case.get("on", "planted") == name and case["seed"] < CALIBRATION]
         diagnoses, gaps = ([case for case in own if key in case] for key in ("findings", "oracle"))
-        if own:
+        setting = [c for c in cases.values() if c.get("on", "planted") == name and c["seed"] >= CALIBRATION and "findings" in c]
+        if own or setting:
             console.rule(name)
+        if setting:
+            show_margins(setting, natural(setting) if name == "cifar10" else {})
         if diagnoses:
             show_diagnoses(diagnoses, natural(diagnoses) if name == "cifar10" else {})
         if gaps:
@@ -316,6 +322,8 @@ def show_diagnoses(cases: Sequence[dict[str, Any]], own: dict[int, set[str]]) ->
         rows.append((*names, *(f"{hit}/{len(some)}" for hit in hits), ", ".join(others), place, f"{100 * drop:.1f}"))
     columns = ("plant", "planted", "named", "with field", "also named", "place, IoU", "dev âˆ’ test, points")
     console.print(table(columns, rows, left=("plant", "planted", "also named")))
+    show_strengths(cases, {"alone": alone, "with field": with_field})
+    cases = [case for case in cases if case["strength"] >= STRONG or not case["planted"]]
     rules: dict[str, Callable[[dict[str, Any]], set[str]]] = {
         "diagnose": alone,
         "diagnose, with images from the field": with_field,
@@ -332,6 +340,40 @@ def show_diagnoses(cases: Sequence[dict[str, Any]], own: dict[int, set[str]]) ->
     console.print(table(("rule", *keys, "95 %", "plants", "nulls"), drawn, left=("rule",)))
     seconds = [case["seconds"]["diagnosis"] for case in cases]
     console.print(f"seconds a diagnosis: median {statistics.median(seconds):.0f}, n = {len(seconds)}")
+
+
+def show_strengths(cases: Sequence[dict[str, Any]], rules: dict[str, Callable[[dict[str, Any]], set[str]]]) -> None:
+    """Precision and recall by strength."""
+    rows = []
+    for strength in sorted({case["strength"] for case in cases if case["planted"]}, reverse=True):
+        some = [case for case in cases if case["strength"] == strength and case["planted"]]
+        scored = [scores(some, rule) for rule in rules.values()]
+        rows.append((f"{strength:g}", len(some), *(f"{each[key]:.2f}" for each in scored for key in ("precision", "recall"))))
+    columns = (f"{key}, {rule}" for rule in rules for key in ("precision", "recall"))
+    console.print(table(("strength", "plants", *columns), rows))
+
+
+def show_margins(cases: Sequence[dict[str, Any]], own: dict[int, set[str]]) -> None:
+    """What thresholds are set between: each probe's effect where its cause isn't planted, at most, and where it is, at least."""
+    elsewhere: dict[tuple[str, str], float] = {}
+    planted_: dict[tuple[str, str], float] = {}
+    for case in cases:
+        here: dict[tuple[str, str], float] = {}
+        for f in case["findings"]:
+            key, true = (f["probe"], f["cause"]), f["cause"] in case["planted"]
+            effect = -1.0 if f["effect"] is None else f["effect"]
+            if true and (f["label"] is None or f["label"] in case["labels"] or not case["labels"]):
+                here[key] = max(here.get(key, -1.0), effect)
+            elif not true and f["cause"] not in own.get(case["seed"], ()):
+                elsewhere[key] = max(elsewhere.get(key, -1.0), effect)
+        planted_ = {key: min(planted_.get(key, 1.0), here.get(key, 1.0)) for key in (*planted_, *here)}
+    masks = all(_masked(case) for case in cases)
+    rows = [
+        (*key, *(f"{side[key]:.3f}" if key in side else "" for side in (elsewhere, planted_)), f"{least(*key, masks):g}")
+        for key in dict.fromkeys((*elsewhere, *planted_))
+    ]
+    columns = ("probe", "cause", "not planted, at most", "planted, at least", "threshold")
+    console.print(table(columns, rows, left=("probe", "cause")))
 
 
 def show_gaps(gaps: Sequence[dict[str, Any]]) -> None:

@@ -83,12 +83,13 @@ def test_a_cause_needs_both_its_least_effect_and_a_small_q(cause: str) -> None:
 
 
 @pytest.mark.parametrize("probe", LEAST_BY_GUESS)
-def test_where_objects_are_guessed_a_background_needs_more(probe: str) -> None:
-    known, guessed = LEAST_BY_PROBE.get(probe, LEAST["background"]), LEAST_BY_GUESS[probe]
+def test_where_objects_are_guessed_what_concerns_them_needs_more(probe: str) -> None:
+    cause = {"background": "background", "background kept": "background", "place kept": "position", "larger": "scale"}[probe]
+    known, guessed = LEAST_BY_PROBE.get(probe, LEAST[cause]), LEAST_BY_GUESS[probe]
     assert known < guessed
     for masks, enough in ((True, known), (False, guessed)):
-        for effect, causes in ((enough, ["background"]), (enough - 1e-6, [])):
-            found = conclude([finding("background", effect, 0.01, 1, probe=probe, detail={"masks": masks})])
+        for effect, causes in ((enough, [cause]), (enough - 1e-6, [])):
+            found = conclude([finding(cause, effect, 0.01, 1, probe=probe, detail={"masks": masks})])
             assert [c.id for c in found.causes] == causes
             assert found.findings[0].get("masks", True) == masks
             assert all(least_of(c) == enough for c in found.causes)

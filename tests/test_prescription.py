@@ -922,7 +922,9 @@ def test_without_a_promising_edit_variety_is_what_is_proved(run: Run, data: Data
     assert result.measures["gain"]["value"] == pytest.approx(change)
     assert result.summary.startswith(f"crop 2 px for variety: {result.verdict}; test accuracy {100 * change:+.1f} points")
     assert result.summary.count("test accuracy") == 1
-    assert result.summary.endswith("of 1 tried in short fine-tunes, no edit did more than the sham without costing too much accuracy")
+    assert result.summary.endswith(
+        "of 1 tried in short fine-tunes, no edit did more than the sham without costing too much accuracy"
+    )
 
 
 def test_without_any_cause_variety_is_proved_and_nothing_is_fine_tuned(

@@ -339,6 +339,12 @@ def test_what_found_nothing_is_listed() -> None:
     ]
 
 
+@pytest.mark.parametrize(("masks", "note"), [({}, "found, but not in the other seeds"), ({"masks": False}, "")])
+def test_where_objects_are_guessed_more_is_needed_here_too(masks: dict[str, bool], note: str) -> None:
+    found = diagnosis(findings=(finding("background", "background", 1, 0.2, 0.02, **masks),))
+    assert [row.note for row in nothing_found(found).rows] == [note]
+
+
 def test_many_probes_are_cut_short() -> None:
     many = tuple(finding("frame", "tint_frame", i % 3, 0.01, i / 1000) for i in range(900))
     probes = nothing_found(diagnosis(findings=many))

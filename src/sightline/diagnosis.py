@@ -35,7 +35,7 @@ LEAST = {  # the least effect of each cause, as a share of the images that its p
     "missing_flip": 0.06,
     "position": 0.10,
     "scale": 0.63,
-    "rotation": 0.15,
+    "rotation": 0.20,
     "lighting": 0.10,
     "colour": 0.10,
     "blur_noise": 0.33,
@@ -49,9 +49,17 @@ LEAST = {  # the least effect of each cause, as a share of the images that its p
 }
 # Classes differ in what they lose when a part of the image is taken away by far more than in what one thing draws to them.
 # What the field says is accuracy that is lost where the model is used: of that, little matters.
-LEAST_BY_PROBE = {"shuffle": 0.40, "place kept": 0.06, "background kept": 0.17, "tint": 0.05, "field": 0.05}
-# Where an object's outline is guessed, what is left of it outside of the guess speaks for its class as a background would.
-LEAST_BY_GUESS = {"background": 0.25, "background kept": 0.45}
+LEAST_BY_PROBE = {
+    "shuffle": 0.40,
+    "place kept": 0.06,
+    "background kept": 0.17,
+    "tint": 0.05,
+    "less contrast": 0.15,
+    "field": 0.05,
+}
+# Where an object's outline is guessed, what is left of it outside of the guess speaks for its class as a background would, and a
+# move or another size changes the picture around it as well.
+LEAST_BY_GUESS = {"background": 0.25, "background kept": 0.45, "place kept": 0.10, "larger": 0.70}
 REPAIRED = 0.02  # the share of the mistakes that a cause repairs beyond its sham, from which on it costs accuracy now
 SHOWN = 12  # images of a cause
 

@@ -139,7 +139,8 @@ def _drawn_by_place(subject: Subject, label: int, at: Floats, random: np.random.
     effect, rows = exchanged(
         subject, label, targets, lambda donors: _moved_to(subject, targets, at, donors, known), random, among=seen
     )
-    return found("place", "position", label, effect, rows=rows, place=at[seen & (subject.labels == label)].mean(0).tolist())
+    place = at[seen & (subject.labels == label)].mean(0).tolist()
+    return found("place", "position", label, effect, rows=rows, place=place, masks=_masked(subject))
 
 
 def _kept_by_place(subject: Subject, label: int, at: Floats, random: np.random.Generator, known: Known) -> Finding:
@@ -156,7 +157,7 @@ def _kept_by_place(subject: Subject, label: int, at: Floats, random: np.random.G
             lambda: subject.calls(_moved_to(subject, right, at, drawn_from(random, places, len(right)), known)) != label
         )
 
-    return _kept("place kept", "position", label, subject, right, broken(~own), broken(own))
+    return _kept("place kept", "position", label, subject, right, broken(~own), broken(own), masks=_masked(subject))
 
 
 def _unseen(subject: Subject, label: int, seen: Bools) -> str:

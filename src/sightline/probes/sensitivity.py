@@ -192,7 +192,8 @@ def sensitivity(subject: Subject, random: np.random.Generator, explained: Collec
     Of a flip it is the probability that their class loses, on average. `repaired` and `repairs` are of the mistakes, at the
     reference magnitude; of the former the share of right answers that are lost is taken off. detail: magnitudes, the mildest
     first; breaks and sham, the shares of wrong answers at each; low, the lower end of the 95 % interval of their difference;
-    knee, the mildest magnitude at which that is above 0, or None; reference; kind, of the sham.
+    knee, the mildest magnitude at which that is above 0, or None; reference; kind, of the sham; masks, whether the data know
+    where the objects are.
 
     explained: classes with a shortcut. Their images break because that is disturbed, which is no reason to want the change:
     they are left out, as long as they aren't most of all.
@@ -314,6 +315,7 @@ def _finding(subject: Subject, curve: Curve, right: Integers, broken: Bools, wro
         knee=clear[0] if clear else None,
         reference=curve.reference,
         kind=curve.sham,
+        masks=subject.split.masks is not None,
     )
 
 

@@ -494,7 +494,7 @@ def _alt(labels: Sequence[str], columns: int) -> str:
 
 def _declared(finding: Mapping[str, Any], diagnosis: Diagnosis) -> bool:
     """Whether a finding is one of those that a cause was made of."""
-    if not holds(finding["probe"], finding["cause"], _known(finding["effect"], 0.0), _known(finding["q"], 1.0)):
+    if not _holds(finding):
         return False
     return any(
         cause.id == finding["cause"]
@@ -504,11 +504,17 @@ def _declared(finding: Mapping[str, Any], diagnosis: Diagnosis) -> bool:
     )
 
 
+def _holds(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding as it is on the disk is enough for its cause."""
+    effect, q = _known(finding["effect"], 0.0), _known(finding["q"], 1.0)
+    return holds(finding["probe"], finding["cause"], effect, q, finding.get("masks", True))
+
+
 def _row(finding: Mapping[str, Any], diagnosis: Diagnosis) -> ProbeRow:
     effect, low, high = (_known(finding[key], float("nan")) for key in ("effect", "low", "high"))
     label, q = finding["label"], _known(finding["q"], 1.0)
     few = finding["n"] < FEW
-    again = holds(finding["probe"], finding["cause"], effect, q)
+    again = _holds(finding)
     note = f"n = {finding['n']}: too few to say" if few else "found, but not in the other seeds" if again else ""
     return ProbeRow(
         finding["probe"],
