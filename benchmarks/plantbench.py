@@ -11,11 +11,13 @@ gap        what the first prescription is worth: gap closed = (accuracy after âˆ
            on a test set where the plant tells nothing; beside it a random prescription, and always TrivialAugment + Cutout; and
            what each costs on clean test images, those of scenes in which nothing is planted
 
+show       the tables, by the thresholds as they are now, and between which effects these lie
+
 Plants are put into generated scenes or, with --on cifar10, into 10,000 images of CIFAR-10, whose nets are wrong for reasons of
 their own: there what is named of the clean images too isn't counted. Rules are scored on plants of strength 0.8 and more; what
-weaker ones give is shown by strength. Nets are `fast` at half its width, without flips. Seeds from
-100 on were used to set the thresholds of `diagnosis.LEAST`; those before are for scoring. With --runs, nets are kept in that
-folder and not trained again. Every case is kept in the JSON file, and those that it has are not done again.
+weaker ones give is shown by strength. Nets are `fast` at half its width, without flips. Seeds from 100 on were used to set the
+thresholds of `diagnosis.LEAST`; those before are for scoring. With --runs, nets are kept in that folder and not trained again.
+Every case is kept in the JSON file, and those that it has are not done again.
 """
 
 from __future__ import annotations
