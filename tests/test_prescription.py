@@ -558,8 +558,8 @@ def test_more_comparisons_need_clearer_harm() -> None:
     half = float(stats.norm.isf(0.025)) * error / math.sqrt(2)
 
     def found(many: int) -> int:
-        quiet = [finding(f"quiet {i}", "rotation", 0.1, half) for i in range(many - 1)]
-        before, after = ([[finding("loud", "rotation", e, half), *quiet]] for e in (0.1, 0.3))
+        quiet = [finding(f"quiet {i}", "lighting", 0.1, half) for i in range(many - 1)]
+        before, after = ([[finding("loud", "lighting", e, half), *quiet]] for e in (0.1, 0.3))
         return len(collateral(before, after, cause("mark")))
 
     assert (found(1), found(20)) == (1, 0)
@@ -875,6 +875,10 @@ def test_an_edit_that_isnt_proved_and_costs_accuracy_is_advised_against(outcome:
     }
     edit = edits(FLIP, PLAIN)[0]
     assert ("keep the recipe as it is" in proof_module.summary(outcome, FLIP, edit, measures)) == kept
+    more = {"edit": "crop 4 px", "change": {"value": 0.02, "low": 0.01, "high": 0.03}}
+    said = proof_module.summary(outcome, FLIP, edit, {**measures, "variety": more})
+    assert "crop 4 px for variety in its place: test accuracy +2.0 points" in said
+    assert ("take the variety in its place" in said, "keep the recipe" in said) == (kept, False)
     assert Fix(outcome, "", "").proved == (outcome == "traded")
 
 
@@ -905,7 +909,7 @@ def test_variety_is_an_arm_beside_a_causes_edit(run: Run, data: Dataset, probes:
     assert Recipe.from_dict(trained.info["recipe"]) == recipe
     accuracies = {arm: result.measures["accuracy"][arm] for arm in ("sham", "variety")}
     assert result.measures["variety"]["change"]["value"] == pytest.approx(accuracies["variety"] - accuracies["sham"])
-    assert "crop 2 px in its place, for variety: test accuracy" in result.summary
+    assert "crop 2 px for variety in its place: test accuracy" in result.summary
 
 
 def test_without_a_promising_edit_variety_is_what_is_proved(run: Run, data: Dataset, probes: Probes, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def summary(outcome: str, cause: Cause, edit: Edit, measures: Mapping[str, Any])
         *([f"worse: {', '.join(measures['worse'])}"] if measures["worse"] else []),
         *([f"smallest effect that could be told: {100 * gain.detectable:.1f} points"] if outcome == "cannot tell" else []),
         *_of_variety(measures.get("variety")),
-        *(["keep the recipe as it is: accuracy is lost"] if outcome not in PROVED and change.high < 0 else []),
+        *([_instead(measures.get("variety"))] if outcome not in PROVED and change.high < 0 else []),
     ]
     return "; ".join(parts)
 
@@ -147,7 +147,12 @@ def _of_variety(found: Mapping[str, Any] | None) -> list[str]:
     if not found:
         return []
     change = interval_of(found["change"])
-    return [f"{found['edit']} in its place, for variety: test accuracy {_points(change)}"]
+    return [f"{found['edit']} for variety in its place: test accuracy {_points(change)}"]
+
+
+def _instead(found: Mapping[str, Any] | None) -> str:
+    better = found is not None and found["change"]["low"] > 0
+    return f"accuracy is lost: {'take the variety in its place' if better else 'keep the recipe as it is'}"
 
 
 def interval_of(values: Mapping[str, Any]) -> Interval:
