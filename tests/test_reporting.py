@@ -10,6 +10,8 @@ import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torch import manual_seed
 from sightline import datasets, models, reporting, runs
 from sightline.exceptions import RunError
 from sightline.recipe import RECIPES, Recipe
+from sightline.reporting import page as page_module
 from sightline.runs import Predictions, Run
 
 CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "'\" onfocus=alert(1) 😀", "\u202eסוס", "yak")
@@ -382,3 +385,20 @@ def test_small_shares_do_not_read_as_none(fraction: float, words: str) -> None:
 )
 def test_a_share_reads_as_none_or_all_only_if_it_is(fraction: float, digits: int, text: str) -> None:
     assert reporting.percent(fraction, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "counts", "names"),
+    [
+        ("fix/current/seed-1", "fix/variety/seed-9", (3, 3), ("current", "variety")),
+        ("fix/current/seed-1", "fix/variety/seed-9", (1, 1), ("seed-1", "seed-9")),
+        ("fix/current/seed-1", "first", (3, 1), ("current", "first")),
+        ("all/seed-1", "all/seed-4", (3, 3), ("seed-1", "seed-4")),  # in one folder: it tells nothing
+    ],
+)
+def test_arms_of_several_seeds_are_called_by_their_folders(
+    a: str, b: str, counts: tuple[int, int], names: tuple[str, str]
+) -> None:
+    before = SimpleNamespace(run=SimpleNamespace(folder=Path(a)), comparison=SimpleNamespace(runs=counts))
+    story: Any = SimpleNamespace(before=before, run=SimpleNamespace(folder=Path(b)))
+    assert page_module._names(story) == names

@@ -161,9 +161,14 @@ def _title(story: Story) -> str:
 
 
 def _names(story: Story) -> tuple[str, str]:
-    """What the two runs are called: their folders' names, with the folders above as far as those don't differ."""
+    """What the two runs are called: their folders' names, with the folders above as far as those don't differ.
+
+    Of several seeds each, the folders that hold them.
+    """
     assert story.before is not None
-    return short_names(story.before.run.folder, story.run.folder)
+    runs = story.before.run.folder, story.run.folder
+    arms = tuple(run.parent if n > 1 else run for run, n in zip(runs, story.before.comparison.runs, strict=True))
+    return short_names(*(arms if arms[0] != arms[1] else runs))
 
 
 def _row(predictions: Predictions, i: int) -> Row:
