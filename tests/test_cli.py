@@ -395,7 +395,13 @@ def test_control_c_leaves_a_run_that_can_be_gone_on_with_and_says_how(tmp_path: 
         "-o",
         str(tmp_path / "run"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background it is ignored
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "resume" / "state.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
