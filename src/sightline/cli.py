@@ -908,10 +908,10 @@ def _mark_effect(run: Run, data: Dataset) -> str:
     others, taken = data.test.labels != label, open_test(run, data).predicted == label
     groups = [others & marked(data.test), others & ~marked(data.test)]
     said, n = [int(np.sum(taken[group])) for group in groups], [int(np.sum(group)) for group in groups]
-    low, high = newcombe((said[0], said[1]), (n[0], n[1]))
+    low, high = (round(100 * limit) for limit in newcombe((said[0], said[1]), (n[0], n[1])))
     return (
         f"of other classes' test images it calls {said[0] / n[0]:.0%} '{data.classes[label]}' if the mark is in the corner, "
-        f"{said[1] / n[1]:.0%} if not (difference {100 * low:.0f} to {100 * high:.0f} points at 95 %, n = {n[0]} and {n[1]})."
+        f"{said[1] / n[1]:.0%} if not (difference {low} to {high} points at 95 %, n = {n[0]} and {n[1]})."
     )
 
 
