@@ -31,7 +31,7 @@ from ..recipe import Recipe
 from ..runs import Run
 from .edits import Edit, edits, refuse_unknown
 from .ground import Ground, Journal, OnStep, Step
-from .plan import PROVED, Budget, Costs, clock, plan_budget, verdict
+from .plan import PROVED, VARIETY, Budget, Costs, clock, plan_budget, verdict
 from .proof import exported, interval_of, promised, proved, retrained, summary
 from .pruning import pruned, tuning_epochs
 from .variety import variety
@@ -41,7 +41,6 @@ Candidates = Sequence[Candidate]
 
 NOTHING = "no cause found: nothing to fix"
 NO_EDIT = "no edit to try"
-VARIETY = "variety"
 
 
 @dataclass(frozen=True)
@@ -153,15 +152,15 @@ def _campaign(ground: Ground, journal: Journal, diagnosis: Diagnosis, candidates
         trials, best = pruned(ground, plan.seeds, candidates[: plan.candidates], diagnosis) if candidates else ([], None)
         journal.keep("pruned", {"trials": [asdict(trial) for trial in trials], "best": best})
     tried, chosen = journal["pruned"]["trials"], journal["pruned"]["best"]
-    said = f"of {len(tried)} tried in short fine-tunes, no edit did more than the sham without costing too much accuracy"
-    if chosen is None and more is None:
-        journal.keep("result", asdict(Fix("no effect", said, "", trials=tuple(tried))))
+    vain = f"of {len(tried)} tried in short fine-tunes, no edit did more than the sham without costing too much accuracy"
+    proving = more if chosen is None else candidates[chosen]
+    if proving is None:
+        journal.keep("result", asdict(Fix("no effect", vain, "", trials=tuple(tried))))
         return
-    if chosen is None and more is not None:
-        (cause, edit), plan = more, replace(plan, arms=tuple(arm for arm in plan.arms if arm != "variety"))
-    else:
-        cause, edit = candidates[chosen]
-    beside = more[1] if more and "variety" in plan.arms else None
+    cause, edit = proving
+    if proving is more:  # what is proved needs no arm of its own beside
+        plan = replace(plan, arms=tuple(arm for arm in plan.arms if arm != VARIETY))
+    beside = more[1] if more and VARIETY in plan.arms else None
     claim = promised(ground, plan, cause, edit, beside, diagnosis)
     albumentations = exported(ground, edit, beside)
     nets = retrained(ground, plan, edit, beside)
@@ -169,7 +168,7 @@ def _campaign(ground: Ground, journal: Journal, diagnosis: Diagnosis, candidates
     measures = proved(ground, nets, cause, claim)
     gain, change = interval_of(measures["gain"]), interval_of(measures["change"])
     outcome = verdict(cause.kind, gain, change, measures["worse"], claim["least"])
-    told = [summary(outcome, cause, edit, measures), *([said] if tried and chosen is None else [])]
+    told = [summary(outcome, cause, edit, measures), *([vain] if tried and chosen is None else [])]
     known = {key: value for key, value in asdict(cause).items() if key not in ("detail", "images")}
     journal.keep(
         "result", asdict(Fix(outcome, "; ".join(told), "", known, edit.to_dict(), tuple(tried), claim, measures, albumentations))

@@ -11,7 +11,8 @@ import scipy
 
 from ..exceptions import TrainingError
 
-ARMS = ("current", "sham", "prescription", "variety", "generic")  # the last is the first to be left out where time is short
+VARIETY = "variety"
+ARMS = ("current", "sham", "prescription", VARIETY, "generic")  # the last is the first to be left out where time is short
 NEEDED = ARMS[:3]  # without these nothing is proved
 SEEDS = 3  # of each arm, where neither seeds nor a budget are given
 MOST_SEEDS = 5
@@ -97,7 +98,7 @@ def plan_budget(
 
 
 def _arms(arms: tuple[str, ...], variety: bool) -> tuple[str, ...]:
-    return tuple(arm for arm in arms if variety or arm != "variety")
+    return tuple(arm for arm in arms if variety or arm != VARIETY)
 
 
 def _planned(costs: Costs, seeds: int, arms: tuple[str, ...], candidates: int) -> Budget:

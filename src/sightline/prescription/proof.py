@@ -21,7 +21,7 @@ from .plan import LEAST_ACCURACY, LEAST_GAIN, PROVED, Budget, Interval
 from .pruning import FULL_GROUP, group_of
 
 ALPHA = 0.05
-VARIETY = "accuracy on test images, variety - current and sham; beside the primary measure, each at its own interval"
+BESIDE = "accuracy on test images, variety - current and sham; beside the primary measure, each at its own interval"
 
 
 def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, beside: Edit | None, diagnosis: Diagnosis) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def promised(ground: Ground, plan: Budget, cause: Cause, edit: Edit, beside: Edi
             "measure": measures[primary],
             "group": list(group),
             "least": {"probe": least_of(cause), "group": LEAST_GAIN, "accuracy": LEAST_ACCURACY}[primary],
-            "variety": {"edit": beside.name, "measure": VARIETY} if beside else None,
+            "variety": {"edit": beside.name, "measure": BESIDE} if beside else None,
             "alpha": ALPHA,
             "seeds": {arm: seeds_of(ground, plan, arm) for arm in plan.arms},
         }
@@ -66,8 +66,8 @@ def retrained(ground: Ground, plan: Budget, edit: Edit, beside: Edit | None = No
         "current": ground.recipe,
         "sham": ground.recipe,
         "prescription": edit.apply(ground.recipe),
-        "variety": beside.apply(ground.recipe) if beside else ground.recipe,
         "generic": generic(ground.recipe, ground.size),
+        **({"variety": beside.apply(ground.recipe)} if beside else {}),
     }
     nets: dict[str, list[Run]] = {arm: [] for arm in plan.arms}
     for k in range(plan.seeds):
