@@ -49,7 +49,7 @@ def _drawn_by_background(subject: Subject, label: int, random: np.random.Generat
         return nothing("background", "background", label, note)
     effect, rows = exchanged(subject, label, targets, lambda donors: before(subject, targets, donors, known), random)
     return found(
-        "background", "background", label, effect, rows=rows, **_at_home(subject, label, random, known), masks=_masked(subject)
+        "background", "background", label, effect, rows=rows, **_at_home(subject, label, random, known), masks=subject.masked
     )
 
 
@@ -65,7 +65,7 @@ def _kept_by_background(
         return _often(lambda: subject.calls(before(subject, right, behind(), known)) != label)
 
     elsewhere, at_home = broken(lambda: drawn_from(random, others, len(right))), broken(lambda: _alike(subject, right, random))
-    return _kept("background kept", "background", label, subject, right, elsewhere, at_home, masks=_masked(subject))
+    return _kept("background kept", "background", label, subject, right, elsewhere, at_home, masks=subject.masked)
 
 
 def _often(once: Callable[[], Bools]) -> Bools:
@@ -109,10 +109,6 @@ def _alike(subject: Subject, rows: Integers, random: np.random.Generator) -> Int
     return alike
 
 
-def _masked(subject: Subject) -> bool:
-    return subject.split.masks is not None
-
-
 # --- places
 
 
@@ -140,7 +136,7 @@ def _drawn_by_place(subject: Subject, label: int, at: Floats, random: np.random.
         subject, label, targets, lambda donors: _moved_to(subject, targets, at, donors, known), random, among=seen
     )
     place = at[seen & (subject.labels == label)].mean(0).tolist()
-    return found("place", "position", label, effect, rows=rows, place=place, masks=_masked(subject))
+    return found("place", "position", label, effect, rows=rows, place=place, masks=subject.masked)
 
 
 def _kept_by_place(subject: Subject, label: int, at: Floats, random: np.random.Generator, known: Known) -> Finding:
@@ -157,7 +153,7 @@ def _kept_by_place(subject: Subject, label: int, at: Floats, random: np.random.G
             lambda: subject.calls(_moved_to(subject, right, at, drawn_from(random, places, len(right)), known)) != label
         )
 
-    return _kept("place kept", "position", label, subject, right, broken(~own), broken(own), masks=_masked(subject))
+    return _kept("place kept", "position", label, subject, right, broken(~own), broken(own), masks=subject.masked)
 
 
 def _unseen(subject: Subject, label: int, seen: Bools) -> str:
@@ -179,7 +175,7 @@ def moved(subject: Subject, rows: Integers, moves: Floats) -> Tensor:
     """
     images, offsets = subject.images(rows), torch.from_numpy(moves).round().long()
     everything = Shift().apply(images, offsets)
-    if subject.split.masks is None:
+    if not subject.masked:
         return everything
     masks = objects(subject, rows)
     there = Shift(fill=(0,)).apply(masks.to(torch.uint8), offsets) > 0

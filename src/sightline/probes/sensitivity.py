@@ -78,7 +78,7 @@ class Draws:
     @classmethod
     def for_rows(cls, subject: Subject, rows: Integers, images: Tensor, generator: torch.Generator) -> Draws:
         """Draw for the images of a subject's rows."""
-        return cls.of(images, generator, None if subject.split.masks is None else objects(subject, rows))
+        return cls.of(images, generator, objects(subject, rows) if subject.masked else None)
 
 
 Change = Callable[[Tensor, float, Draws, Subject], Tensor]  # images (N, C, H, W) uint8 and a magnitude → uint8
@@ -315,7 +315,7 @@ def _finding(subject: Subject, curve: Curve, right: Integers, broken: Bools, wro
         knee=clear[0] if clear else None,
         reference=curve.reference,
         kind=curve.sham,
-        masks=subject.split.masks is not None,
+        masks=subject.masked,
     )
 
 

@@ -129,6 +129,11 @@ class Subject:
         return margins
 
     @property
+    def masked(self) -> bool:
+        """Whether the data know where the objects are; else it is guessed from heatmaps."""
+        return self.split.masks is not None
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
         height, width = self.split.images.shape[1:3]
