@@ -37,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from sightline.allocation import kept_memory
 from sightline.augment import HorizontalFlip, RandomCrop, augment, bind, to_albumentations
 from sightline.datasets import Dataset as Images
 from sightline.datasets import Split
@@ -161,7 +163,8 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, steps in sides.items():
-            speeds[name].append(measure(steps, 2, recipe.batch_size))
+            with kept_memory() if name == "sightline" else nullcontext():  # as `train` does
+                speeds[name].append(measure(steps, 2, recipe.batch_size))
     ratios = [b / a for a, b in zip(speeds["plain"], speeds["sightline"], strict=True)]
     rows = [(name, f"{statistics.median(s):.1f}", f"{min(s):.1f}", f"{max(s):.1f}") for name, s in speeds.items()]
     rows.append(("ratio", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"))
@@ -204,6 +207,7 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+@kept_memory()
 def share(options: argparse.Namespace) -> dict[str, Any]:
     """FLOPs a second of training steps beside those of a large bfloat16 matrix product, in turn."""
     device, data = torch.device(best_device()), planted("planted:clean")

@@ -23,6 +23,7 @@ ORDER = (
     "planted",
     "models",
     "batches",
+    "allocation",
     "schedule",
     "runs",
     "precision",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .datasets import Dataset, Split
-from .models import Normalise, best_device, to_device
+from .models import Normalise, at_once, best_device, to_device
 from .precision import Precision
 from .runs import Predictions, Run, count_opening
 
@@ -36,8 +36,9 @@ def predict(
     view: what is done to each batch (B, 3, H, W) uint8 first.  rows: which images, all if not given.
     """
     device = normalise.shift.device
-    n, (height, width) = len(split) if rows is None else len(rows), split.images.shape[1:3]
-    batch = max(1, 500 * 32 * 32 // (height * width))  # memory goes by pixels
+    n = len(split) if rows is None else len(rows)
+    height, width = split.images.shape[1:3]
+    batch = at_once((height, width), device)
     was_training = model.training
     model.eval()
     parts = []

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ..allocation import kept_memory
 from ..exceptions import DataError, RecipeError, SightlineError, nearest
 from ..imagefiles import cut_out, image_files, original, read_images, readable
 from ..mistakes import top_mistakes
@@ -277,7 +278,7 @@ def _opened(
     device = best_device()
     normalise = Normalise(run.info["normalisation"]["mean"], run.info["normalisation"]["std"], device)
     model = run.model().to(device)
-    with Heatmaps(model, layer, precision=precision, batch_size=batch_size) as heatmaps:
+    with kept_memory(), Heatmaps(model, layer, precision=precision, batch_size=batch_size) as heatmaps:
         yield model, heatmaps, lambda images_NHWC: normalise(to_device(images_NHWC, device))
 
 

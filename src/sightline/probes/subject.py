@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from ..datasets import Dataset, Split
 from ..exceptions import DataError, RecipeError, RunError, nearest
 from ..heatmaps import Heatmaps
-from ..models import Normalise, device_of, to_device
+from ..models import Normalise, at_once, device_of, to_device
 from ..precision import NAMED, Precision
 from ..runs import Run
 from .evidence import Bools, Floats, Integers
 
-PASS = 500 * 32 * 32  # pixels of a batch: memory goes by pixels
-CACHED = 125 * 32 * 32  # pixels that a CPU is asked about at a time: more of what lies between layers stays in its caches
+PIECE = 500 * 32 * 32  # pixels of the images that a probe changes together: memory goes by pixels
 LEARNED, LEARNED_PIXELS = 4000, 2**25  # images of the training that are kept beside those that are probed, and their pixels
 
 
@@ -149,7 +148,7 @@ class Subject:
             return torch.empty(0, len(self.classes))
         with torch.inference_mode():
             parts = []
-            for some in images.split(self._batch if self.device.type != "cpu" else max(1, self._batch * CACHED // PASS)):
+            for some in images.split(at_once(self.size, self.device)):
                 x = self.arithmetic.format(self.normalise(some.to(self.device)))
                 with self.arithmetic.autocast(self.device):
                     parts.append(self.model(x).float().cpu())
@@ -162,18 +161,15 @@ class Subject:
 
     def pieces(self, rows: Integers) -> Iterator[Integers]:
         """Cut rows into pieces whose images fit into memory several times."""
-        return (rows[start : start + self._batch] for start in range(0, len(rows), self._batch))
+        height, width = self.size
+        piece = max(1, PIECE // (height * width))
+        return (rows[start : start + piece] for start in range(0, len(rows), piece))
 
     def heatmaps(self) -> NDArray[np.float32]:
         """Return Grad-CAM maps (N, h, w) of the predicted classes. Raises a SightlineError for a model that has none."""
         with Heatmaps(self.model) as heatmaps:
             parts = [heatmaps(self.normalise(self.images(rows))).raw for rows in self.pieces(np.arange(len(self)))]
         return np.concatenate(parts)
-
-    @property
-    def _batch(self) -> int:
-        height, width = self.size
-        return max(1, PASS // (height * width))
 
 
 def representative(labels: Integers, right: Bools, limit: int) -> Integers:

@@ -24,6 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import datasets, runs
+from ..allocation import kept_memory
 from ..evaluation import predict, predict_views
 from ..exceptions import RecipeError, RunError, TrainingError
 from ..models import device_of
@@ -42,6 +43,7 @@ CHECKPOINT_SECONDS = 60.0
 SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
 
 
+@kept_memory()
 def train(
     data: str | Path | datasets.Dataset,
     folder: str | Path,

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from .. import datasets
+from ..allocation import kept_memory
 from ..exceptions import TrainingError
 from ..models import device_of
 from ..recipe import Recipe
@@ -58,6 +59,7 @@ def find_lr(
     return tests
 
 
+@kept_memory()
 def range_tests(
     data: datasets.Dataset,
     recipe: Recipe,
