@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,9 +129,10 @@ def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, folder: Path,
         tmp_path / "lr.svg",
         "--json",
     )
-    code, out, _ = sightline(*arguments)
+    code, out, err = sightline(*arguments)
     said = json.loads(out)
     assert code == 0
+    assert re.search(r"range test: 120 steps, about \d+ (s|min) left", err)
     assert len(said["sweeps"]) == 3
     assert said["max_lr"] == np.median([sweep["peak"] for sweep in said["sweeps"] if sweep["peak"]])
     assert (tmp_path / "lr.svg").read_text().startswith("<?xml")

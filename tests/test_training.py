@@ -25,7 +25,7 @@ from sightline.models import Normalise, build, to_device
 from sightline.precision import Precision
 from sightline.recipe import Recipe
 from sightline.runs import Run
-from sightline.training import find_lr, loop, train
+from sightline.training import Progress, find_lr, loop, train
 from sightline.training.learner import stream
 
 
@@ -83,6 +83,22 @@ def test_the_loop_equals_a_plain_one(blobs: Dataset, tmp_path: Path) -> None:
         assert run.history[epoch]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     for name, value in run.model().state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=2e-3, atol=2e-4)
+
+
+def test_progress_says_the_share_of_the_work_by_the_pixels_that_were_looked_at(
+    blobs: Dataset, quick: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(quick, epochs=3, sizes=((0.3, 0.5),), keep=((0.6, 0.5),))
+    seen = []
+
+    def watch(now: Progress) -> None:
+        if now.stage == "train":
+            seen.append((now.epoch, now.share))
+
+    train(blobs, tmp_path, recipe=recipe, precision="fp32", on_progress=watch)
+    pixels = [{1: 0.25, 2: 1.0, 3: 1.0}[epoch] for epoch, _ in seen]  # the sides of the first epoch's images are halved
+    assert [share for _, share in seen] == pytest.approx(np.cumsum(pixels) / np.sum(pixels))
+    assert sum(epoch == 3 for epoch, _ in seen) < sum(epoch == 2 for epoch, _ in seen)
 
 
 def test_a_seed_decides_the_weights(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:

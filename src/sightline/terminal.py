@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -14,12 +15,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from .runs import judged_on
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 
+SOON = 10  # steps after which it can be said how long the others will take
 WORDS = {
     "load": "reading the data",
     "precision": "timing a few steps to find the fastest arithmetic",
@@ -41,6 +45,35 @@ WORDS = {
 }
 
 
+class Remaining(TimeRemainingColumn):
+    """The time that is left: where the work itself foretells it, that; else at the bar's pace."""
+
+    def render(self, task: Task) -> Text:
+        """Return it as minutes and seconds."""
+        left = task.fields.get("left")
+        if left is None:
+            return super().render(task)
+        minutes, seconds = divmod(math.ceil(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}", style="progress.remaining")
+
+
+class Pace:
+    """How long the rest of some work takes, at the pace at which its share of the whole was seen to grow."""
+
+    def __init__(self) -> None:
+        self.start = self.first = 0.0  # when the work was first heard of, and what share of it was done by then
+        self.last = math.inf
+
+    def left(self, share: float) -> float | None:
+        """Return the seconds that are left of work of which `share` is done by now; None: not known yet."""
+        now = time.monotonic()
+        if share < self.last:  # less than before: other work has begun
+            self.start, self.first = now, share
+        self.last = share
+        return (now - self.start) * (1 - share) / (share - self.first) if share > self.first else None
+
+
 class Bars:
     """Progress bars for `with`: `bars.training` draws a training's progress, `bars.step` any counted work."""
 
@@ -50,12 +83,14 @@ class Bars:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            Remaining(compact=True),
             TextColumn("{task.fields[figures]}"),
             console=err,
             transient=True,
         )
         self.tasks: dict[str, TaskID] = {}
+        self.pace = Pace()
+        self.left: float | None = None  # seconds, of the training that is going on
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -64,26 +99,34 @@ class Bars:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
-    def step(self, label: str, done: float, total: float | None, figures: str = "") -> None:
-        """Draw `done` of `total` (None or 0: unknown) of the work called `label`."""
+    def step(self, label: str, done: float, total: float | None, figures: str = "", left: float | None = None) -> None:
+        """Draw `done` of `total` (None or 0: unknown) of the work called `label`; `left` seconds, if that is known."""
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(escape(label), figures="")
-        self.progress.update(self.tasks[label], completed=done, total=total or None, figures=figures)
+        self.progress.update(self.tasks[label], completed=done, total=total or None, figures=figures, left=left)
 
     def training(self, now: Training) -> None:
         """Draw a training's progress: a bar for the epochs and one for what it does now."""
         if now.stage == "epoch" and now.row:
             judged = judged_on(now.row)
             loss, accuracy = now.row[f"{judged}_loss"], now.row[f"{judged}_accuracy"]
-            self.step("epochs", now.epoch, now.epochs, _figures(loss, accuracy, now.row["lr"], prefix=f"{judged} "))
+            figures = _figures(loss, accuracy, now.row["lr"], prefix=f"{judged} ")
+            self.step("epochs", now.epoch, now.epochs, figures, left=self.left)
             if not err.is_terminal:
-                err.print(_line(now.row, now.epochs))
+                err.print(_line(now.row, now.epochs, self.left))
             return
+        if now.stage == "train":
+            self.left = self.pace.left(now.share)
         if now.epochs:
-            self.step("epochs", now.epoch - 1 + (now.done / now.total if now.stage == "train" else 1), now.epochs)
-        figures = _figures(now.loss, now.accuracy, now.lr, now.images_per_second)
-        self._only(WORDS.get(now.stage, now.stage))
-        self.step(WORDS.get(now.stage, now.stage), now.done, now.total, figures)
+            done = now.epoch - 1 + (now.done / now.total if now.stage == "train" else 1)
+            self.step("epochs", done, now.epochs, left=self.left)
+        label, figures = WORDS.get(now.stage, now.stage), _figures(now.loss, now.accuracy, now.lr, now.images_per_second)
+        self._only(label)
+        self.step(label, now.done, now.total, figures)
+        if now.stage == "range test":
+            left = self.pace.left(now.done / now.total)
+            if now.done == SOON and left is not None and not err.is_terminal:
+                err.print(f"{label}: {now.total:,} steps, about {_clock(left)} left")
 
     def fixing(self, now: Step) -> None:
         """Draw what a fix is doing: what it will cost, once, then a bar for its stage and those of the training in it."""
@@ -115,12 +158,20 @@ def _figures(loss: float, accuracy: float, lr: float, speed: float = math.nan, *
     return "  ".join(part for part in parts if part)
 
 
-def _line(row: Mapping[str, float], epochs: int) -> str:
+def _line(row: Mapping[str, float], epochs: int, left: float | None) -> str:
     judged = judged_on(row)
+    more = f"  about {_clock(left)} left" if left is not None and row["epoch"] < epochs else ""
+    loss, accuracy = _or_dash(row[f"{judged}_loss"], ".4f"), _or_dash(row[f"{judged}_accuracy"], ".2%")
     return (
         f"epoch {row['epoch']:.0f}/{epochs}  rate {row['lr']:.2e}  train {row['train_loss']:.4f} {row['train_accuracy']:.2%}  "
-        f"{judged} {_or_dash(row[f'{judged}_loss'], '.4f')} {_or_dash(row[f'{judged}_accuracy'], '.2%')}  {row['seconds']:.1f} s"
+        f"{judged} {loss} {accuracy}  {row['seconds']:.1f} s{more}"
     )
+
+
+def _clock(seconds: float) -> str:
+    from .prescription.plan import clock  # not before it is needed: it brings torch
+
+    return clock(seconds)
 
 
 def _or_dash(value: float, form: str) -> str:

@@ -100,6 +100,7 @@ def _train(
     batch = recipe.batch(n)
     # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
     steps = [max(1, int(recipe.kept(epoch) * n) // batch) for epoch in range(epochs)]  # of each epoch
+    work = [recipe.scale(epoch) ** 2 * steps[epoch] for epoch in range(epochs)]
     tensors, state = _resumed(folder, settings)
     if "arithmetic" not in state:
         on_progress(Progress("precision"))
@@ -150,7 +151,8 @@ def _train(
                 if not math.isfinite(total_loss):
                     raise TrainingError(_not_finite(epoch + 1, lr))
                 took = time.perf_counter() - start
-                figures = (total_loss / done, correct / done, lr, (step + 1 - begun["step"]) * batch / took)
+                share = (sum(work[:epoch]) + work[epoch] * (step + 1) / steps[epoch]) / sum(work)
+                figures = (total_loss / done, correct / done, lr, (step + 1 - begun["step"]) * batch / took, share)
                 on_progress(Progress("train", step + 1, steps[epoch], epoch + 1, epochs, *figures))
                 if start + took - saved > CHECKPOINT_SECONDS:
                     within = {"step": step + 1, "loss": total_loss, "correct": correct, "seconds": seconds + took}

@@ -20,6 +20,7 @@ class Progress:
     accuracy: float = math.nan
     lr: float = math.nan
     images_per_second: float = math.nan
+    share: float = math.nan  # of the whole training's work, by the pixels that it looks at: what is done by now
     row: dict[str, float] | None = None  # the epoch's row of history.csv, at stage "epoch"
 
 
