@@ -29,6 +29,7 @@ from sightline.augment import (
     HorizontalFlip,
     Jpeg,
     Noise,
+    PerSample,
     RandomCrop,
     Recombine,
     Restyle,
@@ -317,6 +318,11 @@ def seen(probe: str, name: str, effect: float, n: int = 200) -> dict[str, Any]:
     return {"probe": probe, "cause": name, "label": None, "effect": effect, "n": n, "repaired": 0.0, **figures}
 
 
+def albumentations(name: str, *inner: PerSample) -> PerSample:
+    """A transform of Albumentations that Sightline doesn't know, with others in it."""
+    return PerSample({"transform": {"__class_fullname__": name, "transforms": [each.spec["transform"] for each in inner]}})
+
+
 BORNE = seen("flip", "missing_flip", 0.02), seen("shift", "position", 0.03)
 
 
@@ -329,6 +335,9 @@ BORNE = seen("flip", "missing_flip", 0.02), seen("shift", "position", 0.03)
         ((TrivialAugmentWide(),), BORNE, (), (), "hflip"),  # it moves things, and never mirrors them
         ((HorizontalFlip(),), BORNE, (), (), "crop 4 px"),
         ((HorizontalFlip(), RandomCrop(4)), BORNE, (), (), None),
+        ((albumentations("D4"),), BORNE, (), (), "crop 4 px"),
+        ((albumentations("OneOf", albumentations("Blur"), albumentations("HorizontalFlip")),), BORNE, (), (), "crop 4 px"),
+        ((albumentations("Blur", albumentations("Perspective")),), BORNE, (), (), "hflip"),
         ((), BORNE, (), ("hflip",), "crop 4 px"),
         ((), BORNE, (), ("hflip", "shift"), None),
         ((), (seen("flip", "missing_flip", 0.2), BORNE[1]), (), (), "crop 4 px"),  # lost when mirrored: another thing then

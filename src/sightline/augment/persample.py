@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -48,6 +49,11 @@ class PerSample:
         names = [str(item["__class_fullname__"]) for item in inner.get("transforms", [inner])]
         return f"PerSample({', '.join(names)})"
 
+    @property
+    def inside(self) -> frozenset[str]:
+        """The names of all of Albumentations' classes in it, those within OneOf and its like included."""
+        return frozenset(_names(self.spec["transform"]))
+
     @cached_property
     def compose(self) -> Any:
         """The `albumentations.Compose` that does the work."""
@@ -69,3 +75,11 @@ class PerSample:
                 "an augmentation must keep both: remove what resizes or converts"
             )
         return result
+
+
+def _names(item: Any) -> Iterator[str]:
+    """The class of a saved transform, and those of the transforms in it; a spec's own form was not looked at before."""
+    if isinstance(item, dict):
+        yield str(item.get("__class_fullname__", "")).rpartition(".")[2]
+        for inner in item.get("transforms") or ():
+            yield from _names(inner)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..augment import HorizontalFlip, RandomCrop, Shift, Transform, TrivialAugmentWide
+from ..augment import HorizontalFlip, PerSample, RandomCrop, Shift, Transform, TrivialAugmentWide
 from ..diagnosis import Cause, Diagnosis, least
 from ..probes.evidence import FEWEST
 from ..recipe import Recipe
@@ -19,14 +19,27 @@ from .edits import Edit, Size, refuse_unknown, with_transforms
 
 WHY = "the model bears it, so a picture keeps its class, and training shows none: each is one picture more to learn from"
 
+# In pipelines that run through Albumentations, of its versions 1 and 2.
+FLIPS = frozenset(("HorizontalFlip", "Flip", "D4", "SquareSymmetry"))
+MOVES = frozenset(("Affine", "CropAndPad", "ElasticTransform", "GridDistortion", "Perspective", "RandomCrop")) | frozenset(
+    ("RandomCropFromBorders", "RandomResizedCrop", "RandomScale", "RandomSizedCrop", "SafeRotate", "ShiftScaleRotate")
+)
+
 
 class _Kind(NamedTuple):
-    """A kind of variety: its invariance, the transforms that make it already, and the one that would."""
+    """A kind of variety: its invariance, what makes it already, Sightline's and Albumentations', and what would."""
 
     needs: str
     made: tuple[type[Transform], ...]
+    elsewhere: frozenset[str]
     name: str
     transform: Transform
+
+    def lacks(self, recipe: Recipe) -> bool:
+        """Whether no transform of the recipe makes it."""
+        return not any(
+            isinstance(t, self.made) or (isinstance(t, PerSample) and self.elsewhere & t.inside) for t in recipe.augment
+        )
 
 
 def variety(
@@ -41,7 +54,7 @@ def variety(
     declared = {cause.id for cause in diagnosis.causes}
     borne = {f["probe"]: f for f in diagnosis.findings if f["probe"] in ("flip", "shift") and _borne(f, declared)}
     kinds = {probe: kind for probe, kind in _kinds(recipe, size).items() if probe in borne and kind.needs not in forbidden}
-    lacking = {p: kind for p, kind in kinds.items() if not any(isinstance(t, kind.made) for t in recipe.augment)}
+    lacking = {probe: kind for probe, kind in kinds.items() if kind.lacks(recipe)}
     if not lacking:
         return None
     cause = _as_cause(borne[next(iter(lacking))])
@@ -51,9 +64,10 @@ def variety(
 
 def _kinds(recipe: Recipe, size: Size) -> dict[str, _Kind]:
     pixels = max(1, min(size) // 8)  # of CIFAR-10 the usual four
+    flip, crop = HorizontalFlip(alternating=recipe.optimizer == "muon"), RandomCrop(pixels)
     return {
-        "flip": _Kind("hflip", (HorizontalFlip,), "hflip", HorizontalFlip(alternating=recipe.optimizer == "muon")),
-        "shift": _Kind("shift", (RandomCrop, Shift, TrivialAugmentWide), f"crop {pixels} px", RandomCrop(pixels)),
+        "flip": _Kind("hflip", (HorizontalFlip,), FLIPS, "hflip", flip),
+        "shift": _Kind("shift", (RandomCrop, Shift, TrivialAugmentWide), MOVES, f"crop {pixels} px", crop),
     }
 
 
