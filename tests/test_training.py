@@ -101,6 +101,19 @@ def test_progress_says_the_share_of_the_work_by_the_pixels_that_were_looked_at(
     assert sum(epoch == 3 for epoch, _ in seen) < sum(epoch == 2 for epoch, _ in seen)
 
 
+def test_how_often_the_loss_is_read_changes_nothing(
+    blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, steps = replace(quick, keep=((0.5, 0.5),)), []
+    each = train(blobs, tmp_path / "each", recipe=recipe, precision="fp32")
+    monkeypatch.setattr(loop, "_due", lambda seconds, device: False)  # as on an accelerator that is never waited for
+    last = train(blobs, tmp_path / "last", recipe=recipe, precision="fp32", on_progress=lambda now: steps.append(now.stage))
+    assert weights(each) == weights(last)
+    timeless = [[{**row, "seconds": 0.0} for row in run.history] for run in (each, last)]
+    assert timeless[0] == timeless[1]
+    assert steps.count("train") == recipe.epochs  # the last step of each
+
+
 def test_a_seed_decides_the_weights(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
     recipe = quick.with_(augment=(RandomCrop(2), HorizontalFlip(), CoarseDropout(6)))
     runs = [train(blobs, tmp_path / str(i), recipe=recipe, precision="fp32", seed=seed) for i, seed in enumerate((5, 5, 6))]

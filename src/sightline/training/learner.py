@@ -28,6 +28,24 @@ class Loss:
     right: Tensor
 
 
+class Total:
+    """The sum of an epoch's losses, and how many images were right; steps are counted when they are read from the device."""
+
+    def __init__(self, loss: float = 0.0, right: int = 0) -> None:
+        self.loss, self.right = loss, right
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Loss) -> None:
+        """Take in a step, without waiting for it."""
+        self._unread.append(torch.stack((loss.mean.detach(), loss.right.to(loss.mean.dtype))))
+
+    def read(self, batch: int) -> None:
+        """Count the steps since the last reading, each of `batch` images."""
+        for mean, right in torch.stack(self._unread).tolist():
+            self.loss, self.right = self.loss + mean * batch, self.right + int(right)
+        self._unread.clear()
+
+
 @dataclass(frozen=True)
 class Learner:
     """A model and what it learns from, on one device."""

@@ -33,13 +33,14 @@ from ..recipe import Recipe, load_recipe
 from ..runs import Predictions, Run
 from ..schedule import one_cycle
 from . import memory
-from .learner import Learner, choose_arithmetic, stream
+from .learner import Learner, Total, choose_arithmetic, stream
 from .optimizers import Average, make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
 from .rate import find_lr, suggested
 from .state import State
 
 CHECKPOINT_SECONDS = 60.0
+READ_SECONDS = 0.2  # how often an accelerator is asked for the loss
 SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
 
 
@@ -119,7 +120,8 @@ def _train(
             state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe.with_(max_lr=state["max_lr"]), batch)
-    now = State(model, optimizer, Average(model, recipe.ema) if recipe.ema else None, torch.full((n,), math.inf))
+    average, losses = Average(model, recipe.ema) if recipe.ema else None, torch.full((n,), math.inf, device=where)
+    now = State(model, optimizer, average, losses)
     now.restore(tensors)
 
     rate: Callable[[int], float] = partial(one_cycle, total=sum(steps), max_lr=state["max_lr"], **recipe.cycle)
@@ -128,8 +130,8 @@ def _train(
         begun = state.pop("within", None) or {"step": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}
         if not begun["step"]:
             now.draw_order(recipe.kept(epoch), steps[epoch] * batch, Generator().manual_seed(stream(seed, "order", epoch)))
-        total_loss, correct, seconds = begun["loss"], begun["correct"], begun["seconds"]
-        start = saved = time.perf_counter()
+        total, seconds = Total(begun["loss"], begun["correct"]), begun["seconds"]
+        start = saved = read = time.perf_counter()
         model.train()
         with closing(learner.images.batches(now.order[begun["step"] * batch :], batch)) as batches:
             for step, (chosen, images) in enumerate(batches, begun["step"]):
@@ -145,17 +147,20 @@ def _train(
                 if now.average:
                     now.average.update()
                 if recipe.keep:
-                    now.losses[chosen] = loss.each.cpu()
-
-                total_loss, correct, done = total_loss + loss.mean.item() * batch, correct + int(loss.right), (step + 1) * batch
-                if not math.isfinite(total_loss):
+                    now.losses[chosen.to(where)] = loss.each
+                total.add(loss)
+                if step + 1 < steps[epoch] and not _due(time.perf_counter() - read, where):
+                    continue
+                total.read(batch)
+                if not math.isfinite(total.loss):
                     raise TrainingError(_not_finite(epoch + 1, lr))
-                took = time.perf_counter() - start
+                read, done = time.perf_counter(), (step + 1) * batch
                 share = (sum(work[:epoch]) + work[epoch] * (step + 1) / steps[epoch]) / sum(work)
-                figures = (total_loss / done, correct / done, lr, (step + 1 - begun["step"]) * batch / took, share)
+                figures = (total.loss / done, total.right / done, lr, (done - begun["step"] * batch) / (read - start), share)
                 on_progress(Progress("train", step + 1, steps[epoch], epoch + 1, epochs, *figures))
-                if start + took - saved > CHECKPOINT_SECONDS:
-                    within = {"step": step + 1, "loss": total_loss, "correct": correct, "seconds": seconds + took}
+                if read - saved > CHECKPOINT_SECONDS:
+                    spent = seconds + read - start
+                    within = {"step": step + 1, "loss": total.loss, "correct": total.right, "seconds": spent}
                     runs.save_state(folder, now.tensors(), {**state, "within": within})
                     saved = time.perf_counter()
 
@@ -167,8 +172,8 @@ def _train(
         row = {
             "epoch": epoch + 1,
             "lr": rate(sum(steps[: epoch + 1]) - 1),
-            "train_loss": total_loss / (steps[epoch] * batch),
-            "train_accuracy": correct / (steps[epoch] * batch),
+            "train_loss": total.loss / (steps[epoch] * batch),
+            "train_accuracy": total.right / (steps[epoch] * batch),
             f"{judged}_loss": math.nan,
             f"{judged}_accuracy": math.nan,
         }
@@ -211,6 +216,11 @@ def _train(
         "results": results,
     }
     return runs.finish(folder, info)
+
+
+def _due(seconds: float, device: torch.device) -> bool:
+    """Whether to read the loss `seconds` after the last time: to read it from an accelerator is to wait for all its work."""
+    return device.type == "cpu" or seconds >= READ_SECONDS
 
 
 def _settling(learner: Learner, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:

@@ -15,8 +15,8 @@ from .optimizers import Average, parameters
 class State:
     """A training's model, optimiser, average of weights (if there is one) and what it knows of the N images.
 
-    losses: (N,) float32, each image's cross entropy when it was last seen, infinite before.
-    order: the places of this epoch's images.
+    losses: (N,) float32 on the model's device, each image's cross entropy when it was last seen, infinite before.
+    order: the places of this epoch's images, on the CPU.
     """
 
     model: nn.Module
@@ -30,7 +30,7 @@ class State:
         if kept == 1:
             self.order = torch.randperm(len(self.losses), generator=generator)[:count]
         else:
-            hardest = self.losses.argsort(descending=True, stable=True)[:count]
+            hardest = self.losses.argsort(descending=True, stable=True)[:count].cpu()
             self.order = hardest[torch.randperm(count, generator=generator)]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -62,4 +62,4 @@ class State:
             self.average.steps = int(tensors["steps"])
             for place, total in enumerate(self.average.sums):
                 total.copy_(tensors[f"average.{place}"])
-        self.losses, self.order = tensors["losses"], tensors["order"]
+        self.losses, self.order = tensors["losses"].to(self.losses.device), tensors["order"]
