@@ -19,7 +19,6 @@ from sightline.augment import HorizontalFlip
 from sightline.datasets import Split
 from sightline.diagnosis import ALPHA, LEAST, Cause, Diagnosis, ranked
 from sightline.prescription.edits import edits
-from sightline.prescription.plan import ARMS
 from sightline.probes.sensitivity import CURVES
 from sightline.recipe import Recipe
 from sightline.reporting import causes
@@ -77,9 +76,8 @@ def picture(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
 
 
-def test_every_cause_probe_and_arm_has_its_words() -> None:
+def test_every_cause_and_probe_has_its_words() -> None:
     assert set(causes.TITLES) == set(LEAST)
-    assert set(causes.ARMS) == set(ARMS)
     own = {curve.probe for curve in CURVES}
     assert set(figures.MAGNITUDES) == own
     others = {"patch", "frame", "tint", "background", "background kept", "place", "place kept", "texture", "shuffle"}

@@ -834,6 +834,8 @@ def _lacking(run: Run, found: Diagnosis) -> list[str]:
 
 def _fixed(found: Fix) -> list[Any]:
     """What was tried, the proof, and where the edited recipe is."""
+    from .prescription.plan import ARM_WORDS
+
     tried = [
         (
             trial["edit"],
@@ -855,8 +857,7 @@ def _fixed(found: Fix) -> list[Any]:
     )
     lines: list[Any] = [table(columns, tried, left=columns[:2])] if tried else []
     if found.measures is not None:
-        names = {"generic": "TrivialAugment + Cutout", "variety": "more variety"}
-        arms = [(names.get(arm, arm), f"{accuracy:.2%}") for arm, accuracy in found.measures["accuracy"].items()]
+        arms = [(ARM_WORDS.get(arm, arm), f"{accuracy:.2%}") for arm, accuracy in found.measures["accuracy"].items()]
         lines.append(table(("arm, trained anew", "test accuracy"), arms, left=("arm, trained anew",)))
     lines.append(f"{found.summary[0].upper()}{found.summary[1:]}.")
     if found.edit is not None:

@@ -12,7 +12,14 @@ import scipy
 from ..exceptions import TrainingError
 
 VARIETY = "variety"
-ARMS = ("current", "sham", "prescription", VARIETY, "generic")  # the last is the first to be left out where time is short
+ARM_WORDS = {  # an arm, and how a person is told of it
+    "current": "the recipe as it is",
+    "sham": "the same again (sham)",
+    "prescription": "with the edit",
+    VARIETY: "with more variety instead",
+    "generic": "TrivialAugment + Cutout instead",
+}
+ARMS = tuple(ARM_WORDS)  # the last is the first to be left out where time is short
 NEEDED = ARMS[:3]  # without these nothing is proved
 SEEDS = 3  # of each arm, where neither seeds nor a budget are given
 MOST_SEEDS = 5

@@ -13,7 +13,7 @@ import numpy as np
 from .. import figures
 from ..diagnosis import ALPHA, LEAST, Cause, Diagnosis, holds
 from ..prescription.edits import edits
-from ..prescription.plan import PROVED
+from ..prescription.plan import ARM_WORDS, PROVED
 from ..prescription.variety import variety
 from .pictures import encoded, joined, tile_of, uri
 from .words import chance, percent, points, span
@@ -50,13 +50,6 @@ KINDS = {
     "cost": "costs accuracy now",
     "risk": "a risk that images like these can't show",
     "variety": "no cause: pictures that training never shows, though the model bears them",
-}
-ARMS = {
-    "current": "the recipe as it is",
-    "sham": "the same again (sham)",
-    "prescription": "with the edit",
-    "variety": "with more variety instead",
-    "generic": "TrivialAugment + Cutout instead",
 }
 _DRAWN = "{{rate}} of {{n}} other images are taken for the class once they get {0}; with {1}, {{sham}}"
 _STEP = "{{rate}} of {{n}} right images are wrong once {0}; moved by one pixel, {{sham}}"
@@ -426,7 +419,7 @@ def _proof(cause: Cause, fix: Mapping[str, Any], data: str) -> Proof | None:
     return Proof(
         fix["verdict"],
         fix["summary"],
-        tuple((ARMS.get(arm, arm), float(accuracy)) for arm, accuracy in measures["accuracy"].items()),
+        tuple((ARM_WORDS.get(arm, arm), float(accuracy)) for arm, accuracy in measures["accuracy"].items()),
         f"{points(beyond['value'])} points ({span(beyond['low'], beyond['high'])})" if beyond else "",
         _command(fix, data, "recipe") if fix["verdict"] in PROVED else "",
     )
@@ -443,7 +436,7 @@ def _of_variety(fix: Mapping[str, Any], data: str) -> Proof | None:
     return Proof(
         verdict,
         f"{found['edit']} for variety: test accuracy {points(change['value'])} points ({span(change['low'], change['high'])})",
-        tuple((ARMS[arm], float(accuracies[arm])) for arm in ("current", "sham", "variety")),
+        tuple((ARM_WORDS[arm], float(accuracies[arm])) for arm in ("current", "sham", "variety")),
         "",
         _command(fix, data, "variety") if change["low"] > 0 else "",
     )
