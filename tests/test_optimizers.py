@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sightline.recipe import Recipe
-from sightline.training.optimizers import HEAD, VECTORS, Average, make_optimizer, orthogonal, set_rate
+from sightline.training.optimizers import HEAD, VECTORS, Average, averaged, make_optimizer, orthogonal, set_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,3 +141,12 @@ def test_the_average_is_the_weighted_mean_of_all_steps_and_its_statistics_are_it
     features = [model.conv(x).detach().transpose(0, 1).flatten(1) for x in inputs]
     torch.testing.assert_close(model.norm.running_mean, torch.stack([f.mean(1) for f in features]).mean(0))
     torch.testing.assert_close(model.norm.running_var, torch.stack([f.var(1) for f in features]).mean(0))
+
+
+def test_a_short_training_is_averaged_over_a_fifteenth_of_it() -> None:
+    assert averaged(0.998, 7800) == 0.998  # reaches back over 500 steps, which is less
+    for steps in (100, 640):
+        decay = averaged(0.998, steps)
+        weights = np.array([(1 - decay) * decay**age for age in range(10 * steps)])
+        assert (weights * np.arange(1, len(weights) + 1)).sum() == pytest.approx(steps / 15)  # how old they are on average
+    assert averaged(0.998, 10) == 0.0

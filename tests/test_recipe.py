@@ -8,6 +8,7 @@ import pytest
 from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop
 from sightline.exceptions import RecipeError
 from sightline.recipe import RECIPES, Recipe, load_recipe
+from sightline.training.rate import sweep_steps
 
 
 def test_classic_is_the_system_that_sightline_starts_from() -> None:
@@ -43,6 +44,20 @@ def test_a_pipeline_of_the_user_s_own_is_taken_as_it_is() -> None:
 def test_few_images_are_learned_in_smaller_batches(n: int, batch: int) -> None:
     assert Recipe(batch_size=500, least_steps=32).batch(n) == batch
     assert Recipe(batch_size=500).batch(n) == min(500, n)
+
+
+@pytest.mark.parametrize(("name", "batch"), [("classic", 512), ("strong", 128), ("fast", 500)])
+def test_a_named_recipe_takes_enough_steps_of_few_images(name: str, batch: int) -> None:
+    recipe = load_recipe(name)
+    assert recipe.batch(50_000) == batch
+    assert min(recipe.steps(1000)) >= 32 * recipe.kept(recipe.epochs - 1) - 1
+
+
+def test_the_steps_of_each_epoch_are_whole_batches_of_what_it_takes() -> None:
+    recipe = Recipe(epochs=4, batch_size=30, keep=((0.5, 0.8), (0.75, 0.2)))
+    assert recipe.steps(100) == [3, 3, 2, 1]  # of 100, 100, 80 and 20 images: a batch at least
+    assert sweep_steps(sum(recipe.steps(100))) == 60
+    assert [sweep_steps(total) for total in (999, 1940, 10**6)] == [99, 194, 200]
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -166,7 +166,7 @@ def lr(
     name: Data,
     recipe: RecipeName = "classic",
     sweeps: Annotated[int, typer.Option(min=1, help="how many sweeps; the median counts")] = 3,
-    steps: Annotated[int, typer.Option(min=20, help="steps a sweep")] = 200,
+    steps: Annotated[int | None, typer.Option(min=20, help="steps a sweep; else a tenth of the training's, 60 to 200")] = None,
     picture: Annotated[Path, typer.Option("-o", "--out", help="where to draw the curve")] = Path("lr.svg"),
     model: Annotated[str | None, typer.Option(help="instead of the recipe's")] = None,
     width: Width = None,

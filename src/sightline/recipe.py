@@ -53,7 +53,8 @@ class Recipe:
     weight_decay   of adam and sgd added to the gradient (L2), as in torch.optim; of muon see `training.optimizers`
     decay_all whether norms and biases are decayed too
     label_smoothing   the share of each label that is spread over all classes
-    ema       the share that an average of the weights keeps at each step, which then is the result; 0: the last weights are
+    ema       the share that an average of the weights keeps at each step, which then is the result (less in a training so short
+              that it would reach back over more than a fifteenth of it); 0: the last weights are
     sizes     pairs (until, scale): up to this share of the epochs, images are scaled to this share of their side
     keep      pairs (from, share): from this share of the epochs on, an epoch takes only this share of the images, those with
               the highest loss when they were last seen
@@ -134,6 +135,11 @@ class Recipe:
         """The images of a batch, of `n` training images."""
         return min(n, self.batch_size, max(8, n // self.least_steps))
 
+    def steps(self, n: int) -> list[int]:
+        """The steps of each epoch, of `n` training images."""
+        # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
+        return [max(1, int(self.kept(epoch) * n) // self.batch(n)) for epoch in range(self.epochs)]
+
     def scale(self, epoch: int) -> float:
         """The share of their side that images have in this epoch, counted from 0."""
         return next((scale for until, scale in self.sizes if epoch < until * self.epochs), 1.0)
@@ -181,11 +187,13 @@ def _are_pairs(pairs: Any) -> bool:
     return places == sorted(set(places)) and all(place <= 1 and value <= 1 for place, value in pairs)
 
 
+LEAST_STEPS = 32  # of an epoch: a net learns by steps, and a batch of 512 leaves a folder of 1,000 images one
 RECIPES = {
-    "classic": Recipe(),
+    "classic": Recipe(least_steps=LEAST_STEPS),
     "strong": Recipe(
         "strong",
         batch_size=128,
+        least_steps=LEAST_STEPS,
         optimizer="sgd",
         max_lr=0.1,
         start_lr=0.2,
@@ -193,6 +201,7 @@ RECIPES = {
         decay_all=False,
         label_smoothing=0.1,
         ema=0.998,
+        sizes=((0.25, 0.5), (0.5, 0.75)),
         views="mirror",
         augment=(RandomCrop(4), HorizontalFlip(alternating=True), CoarseDropout(8, 1.0, "mean")),
     ),
@@ -201,7 +210,7 @@ RECIPES = {
         "fastnet",
         epochs=10,
         batch_size=500,
-        least_steps=32,
+        least_steps=LEAST_STEPS,
         optimizer="muon",
         max_lr=0.12,
         peak=0.01,

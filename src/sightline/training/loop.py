@@ -34,9 +34,9 @@ from ..runs import Predictions, Run
 from ..schedule import one_cycle
 from . import memory
 from .learner import Learner, Total, choose_arithmetic, stream
-from .optimizers import Average, make_optimizer, set_rate
+from .optimizers import Average, averaged, make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
-from .rate import find_lr, suggested
+from .rate import find_lr, suggested, sweep_steps
 from .state import State
 
 CHECKPOINT_SECONDS = 60.0
@@ -99,8 +99,7 @@ def _train(
     """The whole training, from its settings to the finished run."""
     n, epochs, seed, (judged, held_out) = len(data.train), recipe.epochs, settings["seed"], data.judged
     batch = recipe.batch(n)
-    # The last, partial batch of an epoch is dropped: other images each time, and a single shape to compile for.
-    steps = [max(1, int(recipe.kept(epoch) * n) // batch) for epoch in range(epochs)]  # of each epoch
+    steps = recipe.steps(n)
     work = [recipe.scale(epoch) ** 2 * steps[epoch] for epoch in range(epochs)]
     tensors, state = _resumed(folder, settings)
     if "arithmetic" not in state:
@@ -114,14 +113,13 @@ def _train(
     if "max_lr" not in state:
         state["max_lr"], state["range_tests"], state["suggestion"] = recipe.max_lr, [], None
         if recipe.max_lr == "auto":
-            # Short sweeps put the peak too low: the net can't learn enough before the rate is too high for it.
-            tests = find_lr(learner, recipe, steps=min(200, max(60, sum(steps) // 10)), seed=seed, on_progress=on_progress)
+            tests = find_lr(learner, recipe, steps=sweep_steps(sum(steps)), seed=seed, on_progress=on_progress)
             state["max_lr"], together = suggested(tests)
             state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)
     model, optimizer = learner.model, make_optimizer(learner.model, recipe.with_(max_lr=state["max_lr"]), batch)
-    average, losses = Average(model, recipe.ema) if recipe.ema else None, torch.full((n,), math.inf, device=where)
-    now = State(model, optimizer, average, losses)
+    average = Average(model, averaged(recipe.ema, sum(steps))) if recipe.ema else None
+    now = State(model, optimizer, average, torch.full((n,), math.inf, device=where))
     now.restore(tensors)
 
     rate: Callable[[int], float] = partial(one_cycle, total=sum(steps), max_lr=state["max_lr"], **recipe.cycle)

@@ -108,6 +108,14 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
     return factor
 
 
+def averaged(decay: float, steps: int) -> float:
+    """The share that an average keeps at a step of a training of so many: `decay`, or what reaches back over a fifteenth of it.
+
+    Older weights are worse than the last ones: in a short training an average of many steps is behind them.
+    """
+    return max(0.0, min(decay, 1 - 15 / steps))
+
+
 class Average:
     """The exponential moving average of a model's parameters (B. Polyak, A. Juditsky 1992), debiased.
 

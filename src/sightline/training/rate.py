@@ -24,6 +24,14 @@ from .progress import OnProgress, Progress, silent
 Drawn = tuple[tuple[Tensor, Tensor], Generator]
 
 
+def sweep_steps(training: int) -> int:
+    """The steps of a sweep for a training of so many: a tenth, but 60 to 200.
+
+    Short sweeps put the peak too low: the net can't learn enough before the rate is too high for it.
+    """
+    return min(200, max(60, training // 10))
+
+
 def find_lr(
     learner: Learner,
     recipe: Recipe,
@@ -65,14 +73,18 @@ def range_tests(
     recipe: Recipe,
     *,
     sweeps: int = 3,
-    steps: int = 200,
+    steps: int | None = None,
     seed: int = 0,
     precision: str = "auto",
     device: str | None = None,
     on_progress: OnProgress = silent,
 ) -> list[RangeTest]:
-    """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto"."""
-    where = device_of(device)
+    """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto".
+
+    steps: of each sweep, `sweep_steps` of the recipe's training if not given.
+    """
+    where, n = device_of(device), len(data.train)
+    steps = steps or sweep_steps(sum(recipe.steps(n)))
     on_progress(Progress("precision"))
     arithmetic = choose_arithmetic(precision, recipe, data, sweeps * steps, where)
     learner = Learner.make(data, recipe, arithmetic, seed=seed, device=where)
