@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import mistakes
+from .allocation import kept_memory
 from .datasets import Dataset
 from .exceptions import DataError, RunError
 from .probes import Finding, Subject, probe
@@ -151,6 +152,7 @@ class Diagnosis:
             raise RunError(f"cannot read {path} ({error}); make it again with: sightline diagnose {path.parent}") from None
 
 
+@kept_memory()
 def diagnose(
     run: Run | Sequence[Run],
     data: Dataset | None = None,

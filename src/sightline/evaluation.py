@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .allocation import kept_memory
 from .datasets import Dataset, Split
 from .models import Normalise, at_once, best_device, to_device
 from .precision import Precision
@@ -20,6 +21,7 @@ OPENED = "test.parquet"  # what a run says of the test images, once it was asked
 UNSURE = 0.25  # the share of images, the least confident, of which "shifted" views are taken
 
 
+@kept_memory()
 @torch.inference_mode()
 def predict(
     model: nn.Module,

@@ -4,7 +4,8 @@ classic   ResNet-18, Adam, RandomCrop + CoarseDropout, One-Cycle, 20 epochs: the
           `sightline train cifar10 -r classic --max-lr 0.0163 --dev 0 -o RUN`: 3 hours on two CPU cores (AVX-512, bfloat16);
           92.12 % of the test images (n = 1 seed).
 strong    The same ResNet-18 and 20 epochs with SGD, flips, mild holes, label smoothing and averaged weights.
-          `sightline train cifar10 -r strong --dev 0 -o RUN`: as long as classic; its accuracy has not been measured yet.
+          Images grow during its first half. `sightline train cifar10 -r strong --dev 0 -o RUN`: 2 hours on the same two cores;
+          93.19 %, with the mirror image 93.82 % (n = 1 seed).
 fast      A small, wide net, orthogonalised updates, images that grow and, towards the end, the hardest of them only.
           `sightline train cifar10 -r fast --dev 0 -o RUN`: 8 to 9 minutes on the same two cores; 92.76 ± 0.08 %, with more views
           of unsure images 93.50 ± 0.07 % (mean and standard deviation of n = 3 seeds). `sightline reproduce RUN -o NEW` gives the
