@@ -113,7 +113,7 @@ class Bars:
             figures = _figures(loss, accuracy, now.row["lr"], prefix=f"{judged} ")
             self.step("epochs", now.epoch, now.epochs, figures, left=self.left)
             if not err.is_terminal:
-                err.print(_line(now.row, now.epochs, self.left))
+                err.print(_line(now.row, now.epochs, self.left), soft_wrap=True)
             return
         if now.stage == "train":
             self.left = self.pace.left(now.share)
@@ -126,7 +126,7 @@ class Bars:
         if now.stage == "range test":
             left = self.pace.left(now.done / now.total)
             if now.done == SOON and left is not None and not err.is_terminal:
-                err.print(f"{label}: {now.total:,} steps, about {_clock(left)} left")
+                err.print(f"{label}: {now.total:,} steps, about {_clock(left)} left", soft_wrap=True)
 
     def fixing(self, now: Step) -> None:
         """Draw what a fix is doing: what it will cost, once, then a bar for its stage and those of the training in it."""

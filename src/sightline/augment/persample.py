@@ -81,5 +81,6 @@ def _names(item: Any) -> Iterator[str]:
     """The class of a saved transform, and those of the transforms in it; a spec's own form was not looked at before."""
     if isinstance(item, dict):
         yield str(item.get("__class_fullname__", "")).rpartition(".")[2]
-        for inner in item.get("transforms") or ():
+        inside = item.get("transforms")
+        for inner in inside if isinstance(inside, list) else ():
             yield from _names(inner)
