@@ -6,8 +6,8 @@ The method is Keller Jordan's (https://github.com/KellerJordan/cifar10-airbench,
 states 94.01 % with six views (n = 200) in 2.59 s on an A100. Net, data, loss, optimisers, schedule and test are his, number by
 number; none of his code is copied. What differs, by necessity:
 
-- Weights and optimiser state are float32, the arithmetic is bfloat16 (torch.autocast); his weights are float16, which is slow or
-  missing on CPUs. The Newton-Schulz iteration runs in bfloat16 in both.
+- Weights and optimiser state are float32, the arithmetic is bfloat16 (torch.autocast), and the Newton-Schulz iteration's too; his
+  weights are float16, which is slow or missing on CPUs. Where the device has no instructions for bfloat16, all is float32.
 - The head and the loss are float32: bfloat16 logits have 8 bits, float16 has 11, and with 8 the two largest would often tie.
 - No torch.compile, and no warm-up run before the clock starts: time counts from the start of the process.
 - It runs on the accelerator that torch finds, else on the CPU.
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from sightline.datasets import Split, load
 from sightline.models import best_device
-from sightline.precision import machine
+from sightline.precision import has_bfloat16, machine
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 TRANSLATE = 2  # pixels, at most, each way
@@ -107,11 +107,11 @@ def set_whitening(net: Net, images: Tensor, eps: float = 5e-4) -> None:
 # ---------------------------------------------------------------- the data
 
 
-def normalise(split: Split, device: torch.device) -> Tensor:
-    """A split's images (N, 3, H, W), channels last, in the bfloat16 that the first convolution would round them to."""
+def normalise(split: Split, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A split's images (N, 3, H, W), channels last; their dtype is that of the arithmetic, here and in the training."""
     images = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    return images.div_(255).sub_(mean).div_(std).bfloat16()
+    return images.div_(255).sub_(mean).div_(std).to(dtype)
 
 
 def flip_half(images: Tensor) -> Tensor:
@@ -148,14 +148,14 @@ def batches(images: Tensor, labels: Tensor, *, epochs: int, batch: int) -> Itera
 # ---------------------------------------------------------------- the optimisers
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix (m, n) near 1 by three steps of a quintic Newton-Schulz iteration, in bfloat16.
+def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Bring the singular values of a matrix (m, n) near 1 by three steps of a quintic Newton-Schulz iteration, in that dtype.
 
     The coefficients (https://kellerjordan.github.io/posts/muon/) trade convergence for speed: values end within about 0.5–1.5.
     """
     if len(matrix) > matrix.shape[1]:
-        return orthogonalise(matrix.T).T
-    x = matrix.to(torch.bfloat16, copy=True)
+        return orthogonalise(matrix.T, dtype).T
+    x = matrix.to(dtype, copy=True)
     x /= x.norm() + 1e-7
     for _ in range(3):
         square = x @ x.T
@@ -166,8 +166,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 class Muon:
     """Steps of orthogonalised Nesterov momentum; the filters' norm is reset to the root of their number before each."""
 
-    def __init__(self, filters: list[nn.Parameter]) -> None:
-        self.filters = filters
+    def __init__(self, filters: list[nn.Parameter], dtype: torch.dtype = torch.bfloat16) -> None:
+        self.filters, self.dtype = filters, dtype
         self.momenta = [torch.zeros_like(p) for p in filters]
 
     @torch.no_grad()
@@ -177,16 +177,16 @@ class Muon:
             momentum.mul_(MUON_MOMENTUM).add_(p.grad)
             ahead = p.grad.add(momentum, alpha=MUON_MOMENTUM)
             p.mul_(len(p) ** 0.5 / p.norm())
-            p.sub_(orthogonalise(ahead.flatten(1)).view_as(p), alpha=lr)
+            p.sub_(orthogonalise(ahead.flatten(1), self.dtype).view_as(p), alpha=lr)
 
 
-def make_optimizers(net: Net, batch: int) -> tuple[torch.optim.SGD, Muon]:
+def make_optimizers(net: Net, batch: int, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.optim.SGD, Muon]:
     """SGD for the whitening bias, the norms' biases and the head, in this order; Muon for the 3×3 filters."""
     learning = [p for p in net.stages.parameters() if p.requires_grad]
     biases = [p for p in learning if p.dim() == 1]
     settings = (([net.whiten.bias], BIAS_LR), (biases, BIAS_LR), ([net.head.weight], HEAD_LR))
     groups = [{"params": params, "lr": lr, "initial": lr, "weight_decay": DECAY * batch / lr} for params, lr in settings]
-    return torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True), Muon([p for p in learning if p.dim() == 4])
+    return torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True), Muon([p for p in learning if p.dim() == 4], dtype)
 
 
 # ---------------------------------------------------------------- training
@@ -200,10 +200,10 @@ def train_steps(
     images: what `normalise` gives.  The whole-epoch augmentation is part of an epoch's first step.
     """
     steps = len(images) // batch
-    sgd, muon = make_optimizers(net, batch)
+    sgd, muon = make_optimizers(net, batch, images.dtype)
     net.train()
     for step, (x, y) in enumerate(batches(images, labels, epochs=epochs, batch=batch)):
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
             logits = net(x, bias_learns=step < WHITENING_EPOCHS * steps)
         loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING, reduction="sum")
         loss.backward()
@@ -271,7 +271,7 @@ def views(net: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, T
 def accuracies(net: Net, images: Tensor, labels: Tensor) -> dict[str, float]:
     """The share of the images (as `normalise` gives them) that is classified rightly: single view, mirror and six views."""
     net.eval()
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
         logits = [torch.cat(parts) for parts in zip(*(views(net, x) for x in images.split(TEST_BATCH)), strict=True)]
     right = [(each.argmax(1) == labels).sum().item() / len(labels) for each in logits]
     return dict(zip(("single_view", "mirror", "six_views"), right, strict=True))
@@ -280,6 +280,7 @@ def accuracies(net: Net, images: Tensor, labels: Tensor) -> dict[str, float]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load, train and test as the command line says; returns the figures."""
     device = torch.device(best_device())
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     data = load("cifar10", data_dir=options.data_dir)
     n = round(options.fraction * len(data.train))
     if not 1 <= options.batch <= n:
@@ -291,7 +292,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print("epoch {epoch}  loss {train_loss:.3f}  accuracy {train_accuracy:.2%}  {seconds:.1f} s".format(**row), flush=True)
 
     net = train(
-        normalise(data.train, device)[:n],
+        normalise(data.train, device, dtype)[:n],
         torch.from_numpy(data.train.labels[:n]).to(device),
         epochs=options.epochs,
         batch=options.batch,
@@ -299,12 +300,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         on_epoch=note,
     )
     trained = time.perf_counter() - START
-    rates = accuracies(net, normalise(data.test, device), torch.from_numpy(data.test.labels).to(device))
+    rates = accuracies(net, normalise(data.test, device, dtype), torch.from_numpy(data.test.labels).to(device))
     tested = time.perf_counter() - START
     speed = options.epochs * (n // options.batch * options.batch) / sum(row["seconds"] for row in history)
     timing = {"seconds_to_model": trained, "seconds_with_testing": tested, "images_per_second": speed}
-    setting = {"machine": machine(device), "torch": torch.__version__, "images": n, "seed": options.seed, "batch": options.batch}
-    return {**setting, "epochs": options.epochs, **rates, **timing, "history": history}
+    setting = {"machine": machine(device), "torch": torch.__version__, "dtype": str(dtype), "images": n, "seed": options.seed}
+    return {**setting, "batch": options.batch, "epochs": options.epochs, **rates, **timing, "history": history}
 
 
 def main() -> None:

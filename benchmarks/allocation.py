@@ -43,7 +43,7 @@ def training(recipe: str) -> Callable[[], None]:
     """Two steps of a recipe in bfloat16."""
     chosen = load_recipe(recipe)
     learner = Learner.make(planted("planted:clean"), chosen, NAMED["bf16"], seed=0, device=CPU)
-    optimizer = make_optimizer(learner.model, chosen, chosen.batch_size)
+    optimizer = make_optimizer(learner.model, chosen, chosen.batch_size, learner.arithmetic)
     set_rate(optimizer, 1e-3)
     order, stream = torch.arange(2 * chosen.batch_size), torch.Generator().manual_seed(0)
 

@@ -6,7 +6,7 @@
 
 throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
 loader       images/s of each built-in recipe's augmentation alone: whole batches, and Albumentations image by image
-share        the share of the machine's bfloat16 matrix throughput that a training step sustains
+share        the share of the machine's matrix throughput, in the same arithmetic, that a training step sustains
 runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the
              trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
              wanted, @ and times its width if wanted, or airbench (benchmarks/airbench.py).  Hours.
@@ -56,6 +56,7 @@ from sightline.datasets import Dataset as Images
 from sightline.datasets import Split
 from sightline.models import FastNet, best_device, build
 from sightline.planted import planted
+from sightline.precision import NAMED
 from sightline.recipe import Recipe, load_recipe
 from sightline.terminal import table
 from sightline.training import Learner, Progress, train
@@ -113,7 +114,7 @@ def plain_steps(
 
 def sightline_steps(learner: Learner, recipe: Recipe, scale: float = 1.0) -> Iterator[None]:
     """Train as `sightline train` does; every `next` is one step."""
-    optimizer = make_optimizer(learner.model, recipe, recipe.batch_size)
+    optimizer = make_optimizer(learner.model, recipe, recipe.batch_size, learner.arithmetic)
     set_rate(optimizer, 1e-3)
     learner.model.train()
     stream = Generator().manual_seed(0)
@@ -209,39 +210,41 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
 
 @kept_memory()
 def share(options: argparse.Namespace) -> dict[str, Any]:
-    """FLOPs a second of training steps beside those of a large bfloat16 matrix product, in turn."""
+    """FLOPs a second of training steps beside those of a large matrix product in the same arithmetic, in turn."""
     device, data = torch.device(best_device()), planted("planted:clean")
-    a = torch.randn(2048, 2048, device=device).bfloat16()
 
-    def product() -> float:
+    def product(dtype: str) -> float:
+        a = torch.randn(2048, 2048, device=device).to(getattr(torch, dtype))
         start = time.perf_counter()
         for _ in range(8):
             (a @ a).flatten()[0].item()
         return 8 * 2 * 2048**3 / (time.perf_counter() - start)
 
-    sides: dict[str, tuple[Iterator[None], int, float]] = {}
-    for name, precision in (("classic", "auto"), ("classic", "bf16-compiled"), ("strong", "auto"), ("fast", "auto")):
+    sides: dict[str, tuple[Iterator[None], int, float, str]] = {}
+    chosen = learner_of(data, load_recipe("classic"), device).arithmetic
+    compiled = next(name for name, each in NAMED.items() if each.compiled and each.dtype == chosen.dtype)
+    for name, precision in (("classic", "auto"), ("classic", compiled), ("strong", "auto"), ("fast", "auto")):
         recipe = load_recipe(name)
         learner = learner_of(data, recipe, device, precision)
         with FlopCounterMode(display=False) as counter:
             learner.loss(learner.model, torch.arange(2), learner.images.take(torch.arange(2)), Generator()).mean.backward()
         learner.model.zero_grad()
-        flops, size = counter.get_total_flops() / 2, recipe.batch_size
-        sides[f"{name}, batch {size}, {learner.arithmetic}"] = (sightline_steps(learner, recipe), size, flops)
-    for steps, *_ in sides.values():
+        flops, size, arithmetic = counter.get_total_flops() / 2, recipe.batch_size, learner.arithmetic
+        sides[f"{name}, batch {size}, {arithmetic}"] = (sightline_steps(learner, recipe), size, flops, arithmetic.dtype)
+    for steps, _, _, dtype in sides.values():
         next(steps)
-    product()
+        product(dtype)
     found: dict[str, Any] = {name: {"flops_an_image": side[2], "share": []} for name, side in sides.items()}
     peaks = []
     for _ in range(options.rounds):
-        for name, (steps, batch, flops) in sides.items():
-            peaks.append(product())
+        for name, (steps, batch, flops, dtype) in sides.items():
+            peaks.append(product(dtype))
             found[name]["share"].append(measure(steps, max(2, 1000 // batch), batch) * flops / peaks[-1])
     rows = [
         (name, f"{side['flops_an_image'] / 1e9:.3f}", *(f"{f(side['share']):.0%}" for f in (statistics.median, min, max)))
         for name, side in found.items()
     ]
-    columns = ("training step", "GFLOP an image", "share of a bf16 matrix product", "min", "max")
+    columns = ("training step", "GFLOP an image", "share of a matrix product", "min", "max")
     console.print(table(columns, rows, left=("training step",)))
     return {**found, "matrix_product_flops_per_second": peaks}
 

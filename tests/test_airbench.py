@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightline.datasets import Split
+from sightline.precision import has_bfloat16
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "airbench.py"
 airbench: Any = SimpleNamespace(**run_path(str(FILE)))
 CPU = torch.device("cpu")
+ARITHMETIC = torch.bfloat16 if has_bfloat16(CPU) else torch.float32  # emulated bfloat16 would take minutes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,12 +45,12 @@ def apart(found: Tensor, wanted: NDArray[np.float64]) -> float:
 
 
 def planted(n: int) -> tuple[Tensor, Tensor]:
-    """Noise whose brightness in one of ten rows says the class: images (n, 3, 32, 32) bfloat16, labels (n,)."""
+    """Noise whose brightness in one of ten rows says the class: images (n, 3, 32, 32) in ARITHMETIC, labels (n,)."""
     labels = torch.arange(n) % 10
     images = torch.randn(n, 3, 32, 32)
     for image, label in zip(images, labels, strict=True):
         image[:, 3 * label : 3 * label + 4] += 2
-    return images.bfloat16(), labels
+    return images.to(ARITHMETIC), labels
 
 
 @pytest.mark.parametrize("shape", [(96, 160), (160, 96), (96, 96)])
@@ -57,6 +59,19 @@ def test_newton_schulz_equals_a_float64_loop(shape: tuple[int, int]) -> None:
     found, wanted = airbench.orthogonalise(matrix), newton_schulz(matrix)
     assert apart(found, wanted) < 0.02  # eight bits
     assert (found.double().numpy() * wanted).sum() / (wanted**2).sum() == pytest.approx(1, abs=0.004)  # but no bias
+
+
+def test_in_float32_newton_schulz_and_a_training_are_exact() -> None:
+    matrix = torch.randn(96, 160)
+    assert apart(airbench.orthogonalise(matrix, torch.float32), newton_schulz(matrix)) < 1e-5
+    images, labels = planted(8)
+    net, features = airbench.make_net(images.float()), []
+    net.stages.register_forward_hook(lambda module, args, out: features.append(out))
+    p, before = net.stages[2][0].weight, net.stages[2][0].weight.detach().clone()
+    next(airbench.train_steps(net, images.float(), labels, epochs=1, batch=8))
+    assert features[0].dtype == torch.float32
+    values = torch.linalg.svdvals(((before * 256**0.5 / before.norm() - p.detach()) / 0.24).flatten(1))
+    assert values.max() < 1.5
 
 
 def test_newton_schulz_brings_the_singular_values_near_one() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cams import CLASSES, assert_close, explain, striped
 from sightline.exceptions import DataError, RecipeError, SightlineError
-from sightline.heatmaps import METHODS, Heatmaps, Margin
+from sightline.heatmaps import METHODS, Heatmaps, Margin, engine
 
 SCORES = ("predicted", "true", "margin")
 
@@ -145,7 +145,9 @@ def test_a_model_that_is_put_into_training_mode_inside_with_is_refused_and_learn
     assert model.training and all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
 
 
-def test_auto_precision_is_fp32_where_an_operator_has_no_bfloat16() -> None:
+def test_auto_precision_is_fp32_where_an_operator_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_bfloat16", lambda _: True)
+
     def refuse(module: nn.Module, inputs: tuple[Tensor]) -> None:
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("not implemented for 'BFloat16'")
@@ -157,6 +159,18 @@ def test_auto_precision_is_fp32_where_an_operator_has_no_bfloat16() -> None:
         assert h(images[:0]).raw.shape == (0, *expected.shape[1:])
         assert h.precision == "auto"  # nothing can be timed without images
         np.testing.assert_array_equal(h(images).raw, expected)
+        assert h.precision == "fp32"
+
+
+def test_auto_precision_tries_no_bfloat16_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert not torch.is_autocast_enabled("cpu")
+
+    model, (images, _) = pooled(), striped(2)
+    model.register_forward_pre_hook(watch)
+    monkeypatch.setattr(engine, "has_bfloat16", lambda _: False)
+    with Heatmaps(model, precision="auto") as h:
+        h(images)
         assert h.precision == "fp32"
 
 

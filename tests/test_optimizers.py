@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sightline.precision import NAMED, Precision
 from sightline.recipe import Recipe
 from sightline.training.optimizers import HEAD, VECTORS, Average, averaged, make_optimizer, orthogonal, set_rate
 
@@ -22,19 +23,20 @@ def newton_schulz(matrix: NDArray[np.float64], steps: int = 3) -> NDArray[np.flo
     return x
 
 
+@pytest.mark.parametrize("dtype, within", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])  # bfloat16 has 8 bits
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (16, 16)])
-def test_orthogonal_is_the_quintic_iteration(shape: tuple[int, int]) -> None:
+def test_orthogonal_is_the_quintic_iteration(shape: tuple[int, int], dtype: torch.dtype, within: float) -> None:
     matrix = np.random.default_rng(0).normal(size=shape)
-    ours = orthogonal(torch.from_numpy(matrix).float()).numpy()
-    np.testing.assert_allclose(ours, newton_schulz(matrix), atol=0.03)  # bfloat16 has 8 bits
+    ours = orthogonal(torch.from_numpy(matrix).float(), dtype).numpy()
+    np.testing.assert_allclose(ours, newton_schulz(matrix), atol=within)
 
 
 def test_orthogonal_brings_singular_values_near_one_and_keeps_their_vectors() -> None:
     matrix = torch.randn(24, 200, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    values = torch.linalg.svdvals(orthogonal(matrix, steps=5))
+    values = torch.linalg.svdvals(orthogonal(matrix, torch.float32, steps=5))
     assert values.min() > 0.5 and values.max() < 1.5
-    aligned = (u.T @ orthogonal(matrix, steps=5) @ v.T).diagonal()
+    aligned = (u.T @ orthogonal(matrix, torch.float32, steps=5) @ v.T).diagonal()
     assert aligned.min() > 0.5
 
 
@@ -56,7 +58,7 @@ class Tiny(nn.Module):
 def test_muon_steps_as_its_formulas_say() -> None:
     model, batch = Tiny(), 10
     recipe = Recipe(model="fastnet", optimizer="muon", max_lr=0.2, momentum=0.6, weight_decay=1e-3)
-    optimizer = make_optimizer(model, recipe, batch)
+    optimizer = make_optimizer(model, recipe, batch, Precision())
     random = np.random.default_rng(1)
     w, bias, head = (p.detach().double().numpy().copy() for p in (model.conv.weight, model.norm.bias, model.fc.weight))
     bias += 0.3
@@ -78,16 +80,28 @@ def test_muon_steps_as_its_formulas_say() -> None:
                 x *= 2 / np.linalg.norm(x)  # √4 filters
                 update = newton_schulz(update.reshape(4, -1)).reshape(x.shape)
             x -= rate * share * update
-    np.testing.assert_allclose(model.conv.weight.detach(), w, atol=0.02)
+    np.testing.assert_allclose(model.conv.weight.detach(), w, atol=1e-5)
     np.testing.assert_allclose(model.norm.bias.detach(), bias, rtol=1e-4)
     np.testing.assert_allclose(model.fc.weight.detach(), head, rtol=1e-4)
     assert torch.equal(model.norm.weight, torch.ones(4))
 
 
+@pytest.mark.parametrize("arithmetic", [NAMED["fp32"], NAMED["bf16"]])
+def test_muon_s_products_are_in_the_training_s_arithmetic(arithmetic: Precision) -> None:
+    model, recipe = Tiny(), Recipe(model="fastnet", optimizer="muon", max_lr=0.2, momentum=0.0)
+    before, gradient = model.conv.weight.detach().clone(), torch.randn(model.conv.weight.shape)
+    model.conv.weight.grad = gradient
+    optimizer = make_optimizer(model, recipe, 10, arithmetic)
+    set_rate(optimizer, 0.2)
+    optimizer.step()
+    factor = orthogonal(gradient.flatten(1), getattr(torch, arithmetic.dtype)).view_as(before)
+    assert torch.equal(model.conv.weight, (before * (2 / before.norm())).add(factor, alpha=-0.2))
+
+
 def test_sgd_is_nesterov_s_and_spares_norms_and_biases() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     recipe = Recipe(optimizer="sgd", momentum=0.8, weight_decay=0.1, decay_all=False)
-    optimizer = make_optimizer(model, recipe, 10)
+    optimizer = make_optimizer(model, recipe, 10, Precision())
     before = [p.detach().double().numpy().copy() for p in model.parameters()]
     memories = [np.zeros_like(p) for p in before]
     random = np.random.default_rng(0)
@@ -108,7 +122,7 @@ def test_sgd_is_nesterov_s_and_spares_norms_and_biases() -> None:
 def test_adam_is_torch_s_own(decay_all: bool) -> None:
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(model.state_dict())
-    optimizer = make_optimizer(model, Recipe(weight_decay=0.1, decay_all=decay_all), 10)
+    optimizer = make_optimizer(model, Recipe(weight_decay=0.1, decay_all=decay_all), 10, Precision())
     decays = [0.1, 0.1 if decay_all else 0.0]
     groups = [{"params": [p], "weight_decay": d} for p, d in zip(other.parameters(), decays, strict=True)]
     reference = torch.optim.Adam(groups, lr=0.05)

@@ -33,6 +33,7 @@ def chosen(name: str = "auto", *, steps: int = 10, key: str = "smallnet") -> Pre
 def test_only_what_is_clearly_faster_replaces_what_is_simpler(
     seconds: dict[str, float], expected: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: True)
     monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: seconds[str(candidate)])
     assert chosen(key=str(seconds)) == expected
 
@@ -55,6 +56,65 @@ def test_timing_leaves_the_random_state_alone() -> None:
     torch.manual_seed(3)
     chosen(key="random state")
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_bfloat16_is_not_tried_where_its_products_are_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: tried.append(candidate.dtype) or 1.0)
+    for emulated in (False, True):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda _, emulated=emulated: not emulated)
+        chosen(key=f"emulated {emulated}")
+        assert ("bfloat16" in tried) != emulated
+        tried.clear()
+
+
+def test_who_asks_for_emulated_bfloat16_is_warned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for emulated in (False, True):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda _, emulated=emulated: not emulated)
+        assert chosen("bf16") == NAMED["bf16"] and chosen("fp32") == NAMED["fp32"]
+        assert [record.message for record in caplog.records if "emulated" in record.message] == [
+            "bfloat16 is emulated on this machine, many times slower than --precision auto"
+        ] * emulated
+
+
+@pytest.mark.parametrize("times, expected", [(1.0, True), (3.0, True), (5.0, False), (50.0, False)])
+def test_bfloat16_is_emulated_if_a_product_takes_over_four_times_as_long(
+    times: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    class Product:
+        def __init__(self, *_: int, dtype: torch.dtype, device: torch.device) -> None:
+            self.cost = times if dtype == torch.bfloat16 else 1.0
+
+        def __matmul__(self, other: Product) -> Product:
+            clock[0] += self.cost
+            return self
+
+        def __getitem__(self, _: object) -> Product:
+            return self
+
+        def item(self) -> float:
+            return 0.0
+
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "ones", Product)
+    assert precision.has_bfloat16.__wrapped__(CPU) is expected
+
+
+def test_a_slow_candidate_takes_no_more_than_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def build_counted() -> torch.nn.Module:
+        model = SMALL()
+        model.register_forward_hook(lambda *_: steps.append(1))
+        return model
+
+    for limit, expected in ((0.0, 2), (math.inf, 5)):
+        monkeypatch.setattr(precision, "TRY_SECONDS", limit)
+        precision._seconds(Precision(), build_counted, (8, 3, 16, 16), 3, CPU)
+        assert len(steps) == expected
+        steps.clear()
 
 
 def test_what_does_not_run_here_is_no_candidate() -> None:

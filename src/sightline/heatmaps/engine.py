@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..exceptions import DataError, RecipeError, SightlineError, nearest
+from ..precision import has_bfloat16
 from .batch import Batch, Method, kind_of
 from .drawing import pictures, sheet, upsample
 from .layers import check_name
@@ -281,6 +282,8 @@ class Heatmaps:
 
     def _bf16_is_better(self, images: Tensor, plan: Plan) -> bool:
         """Time both arithmetics on real images, and compare what they say."""
+        if not has_bfloat16(images.device):
+            return False
         seconds, pieces = [], []
         for bf16 in (False, True, False, True):
             self._bf16 = bf16

@@ -117,7 +117,8 @@ def _train(
             state["max_lr"], together = suggested(tests)
             state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)
-    model, optimizer = learner.model, make_optimizer(learner.model, recipe.with_(max_lr=state["max_lr"]), batch)
+    model = learner.model
+    optimizer = make_optimizer(model, recipe.with_(max_lr=state["max_lr"]), batch, learner.arithmetic)
     average = Average(model, averaged(recipe.ema, sum(steps))) if recipe.ema else None
     now = State(model, optimizer, average, torch.full((n,), math.inf, device=where))
     now.restore(tensors)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import update_bn
 
+from ..precision import Precision
 from ..recipe import Recipe
 
 # Of muon: the rates of vectors (norms' biases) and of the head's matrix beside the filters', an image of the batch.
@@ -20,10 +21,10 @@ VECTORS = 0.44
 HEAD = 5.6
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, batch: int) -> Optimizer:
-    """Return the recipe's optimiser of `model`, for batches of `batch` images."""
+def make_optimizer(model: nn.Module, recipe: Recipe, batch: int, arithmetic: Precision) -> Optimizer:
+    """Return the recipe's optimiser of `model`, for batches of `batch` images; its own products are in that arithmetic too."""
     if recipe.optimizer == "muon":
-        return Muon(model, recipe, batch)
+        return Muon(model, recipe, batch, getattr(torch, arithmetic.dtype))
     groups = _groups(model, recipe)
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=1e-3, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
@@ -62,7 +63,8 @@ class Muon(Optimizer):
     each image takes off, `recipe.weight_decay` at the recipe's peak rate.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, batch: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, batch: int, products: torch.dtype) -> None:
+        self.products = products
         learned = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": [p for p in learned if p.ndim == 4], "share": 1.0, "decay": 0.0}]
         for p in learned:
@@ -87,18 +89,19 @@ class Muon(Optimizer):
         update = gradient.add(memory, alpha=group["momentum"])
         if p.ndim == 4:
             p.mul_(len(p) ** 0.5 / p.norm())
-            update = orthogonal(update.flatten(1)).view_as(p)
+            update = orthogonal(update.flatten(1), self.products).view_as(p)
         p.add_(update, alpha=-group["lr"])
 
 
-def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
+def orthogonal(matrix: Tensor, products: torch.dtype, steps: int = 3) -> Tensor:
     """Return nearly the orthogonal factor U Vᵀ of a matrix U S Vᵀ (m, n) float32, in the same dtype.
 
     By Newton and Schulz's iteration with the quintic of K. Jordan, which raises small singular values fast and
-    leaves them between 0.5 and 1.5 rather than at 1; computed in bfloat16, which suffices for that.
+    leaves them between 0.5 and 1.5 rather than at 1. Products in bfloat16 suffice for that, but where the device has no
+    instructions for them they take longer than the whole step of training besides.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() / (matrix.norm() + 1e-7).bfloat16()
+    x = matrix.to(products) / (matrix.norm() + 1e-7).to(products)
     tall = len(x) > x.shape[1]
     x = x.T if tall else x
     for _ in range(steps):

@@ -47,7 +47,7 @@ def find_lr(
     tests: list[RangeTest] = []
     taken = count(1)
     for sweep in range(sweeps):
-        optimizer = make_optimizer(learner.model, recipe, batch)
+        optimizer = make_optimizer(learner.model, recipe, batch, learner.arithmetic)
         streams = [Generator().manual_seed(stream(seed, "range test", sweep, i)) for i in range(steps)]
         order = torch.cat([torch.randint(n, (batch,), generator=generator) for generator in streams])
         batches = zip(learner.images.batches(order, batch), streams, strict=True)
