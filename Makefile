@@ -12,7 +12,7 @@ demo: $(VENV)/.installed  ## train on generated data, see the mistakes, write th
 	$(BIN)/sightline demo
 
 test: $(VENV)/.installed-dev check  ## lint, types and tests: within twelve minutes on two cores
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-all: $(VENV)/.installed-dev check  ## the long tests too
 	$(BIN)/pytest

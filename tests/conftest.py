@@ -13,6 +13,12 @@ import torch
 from sightline.datasets import Dataset, Split
 from sightline.recipe import Recipe
 
+for size in ("COLUMNS", "LINES"):  # a worker of pytest-xdist has those of a terminal that it hasn't, and rich reads them once
+    os.environ.pop(size, None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, on a core each; so do processes that a test starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

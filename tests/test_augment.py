@@ -670,7 +670,7 @@ def grey_waves(n: int) -> Tensor:
         (Noise((0.02, 0.1), 0.7), plain, spread),
         (Jpeg((5, 60), 0.7), grey_waves, change),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_draws_are_distributed_as_in_albumentations(transform: Transform, images: Any, read: Any) -> None:
     batch = images(1500)

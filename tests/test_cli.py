@@ -32,7 +32,7 @@ Sightline = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def sightline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sightline:
     """Run the command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")  # a long temporary path wraps no line
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sightline", *map(str, arguments)])

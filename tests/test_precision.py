@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from functools import partial
 
 import pytest
 import torch
+from platformdirs import user_cache_path
 
 from sightline import precision
 from sightline.exceptions import RecipeError
@@ -34,20 +37,46 @@ def test_only_what_is_clearly_faster_replaces_what_is_simpler(
     seconds: dict[str, float], expected: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "has_bfloat16", lambda _: True)
-    monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: seconds[str(candidate)])
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: seconds[str(candidate)])
     assert chosen(key=str(seconds)) == expected
 
 
 def test_compiling_is_tried_only_for_long_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: 0.1 if candidate.compiled else 1.0)
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: 0.1 if candidate.compiled else 1.0)
     assert not chosen(steps=100, key="short").compiled
     assert chosen(steps=10_000, key="long").compiled
 
 
 def test_the_choice_is_remembered_so_that_a_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     first = chosen(key="remembered")
-    monkeypatch.setattr(precision, "_seconds", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(precision, "_seconds", lambda *_, **__: pytest.fail("timed again"))
     assert chosen(key="remembered") == first
+
+
+def test_trainings_of_other_lengths_have_the_same_arithmetic_and_are_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[Precision] = []
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: False)
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: timed.append(candidate) or 1 / (1 + len(timed)))
+    first = chosen(steps=10, key="lengths")
+    assert timed == [NAMED["fp32"], NAMED["fp32-channels-last"]] and first == NAMED["fp32-channels-last"]
+    assert chosen(steps=20, key="lengths") == chosen(steps=5000, key="lengths") == first and len(timed) == 2
+    assert chosen(steps=5500, key="lengths") == chosen(steps=10**6, key="lengths") == NAMED["fp32-compiled"]  # 1/3 s a step
+    assert timed[2:] == [NAMED["fp32-channels-last"], NAMED["fp32-compiled"]]
+
+
+def test_what_an_older_version_remembered_or_nobody_can_read_is_timed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: 0.1 if candidate.channels_last else 1.0)
+    first, path = chosen(key="older"), user_cache_path("sightline") / "precision.json"
+    for text in (json.dumps({key: asdict(Precision()) for key in json.loads(path.read_text())}), "{", "[1]"):
+        path.write_text(text)
+        assert chosen(key="older") == first
+        assert all("seconds" in value for value in json.loads(path.read_text()).values())
+
+
+def test_what_runs_nowhere_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda *_, **__: math.inf)
+    assert chosen(key="nowhere") == NAMED["fp32"]
+    assert not any("|nowhere|" in key for key in json.loads((user_cache_path("sightline") / "precision.json").read_text()))
 
 
 def test_timing_leaves_the_random_state_alone() -> None:
@@ -60,7 +89,7 @@ def test_timing_leaves_the_random_state_alone() -> None:
 
 def test_bfloat16_is_not_tried_where_its_products_are_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    monkeypatch.setattr(precision, "_seconds", lambda candidate, *_: tried.append(candidate.dtype) or 1.0)
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: tried.append(candidate.dtype) or 1.0)
     for emulated in (False, True):
         monkeypatch.setattr(precision, "has_bfloat16", lambda _, emulated=emulated: not emulated)
         chosen(key=f"emulated {emulated}")

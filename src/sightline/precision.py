@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,7 +90,7 @@ def choose(
 
     `build` makes a fresh model, `shape` is that of a training batch (N, C, H, W), `steps` how many the training will take:
     compiling is tried only where it can pay. The choice is kept in the cache folder under `key`, so that a seed gives the same
-    weights next time.
+    weights next time, and trainings of other lengths the same arithmetic.
     Raises RecipeError for an unknown name.
     """
     if name != "auto":
@@ -98,34 +99,41 @@ def choose(
         if NAMED[name].dtype == "bfloat16" and not has_bfloat16(device):
             logging.getLogger(__name__).warning("bfloat16 is emulated on this machine, many times slower than --precision auto")
         return NAMED[name]
+    eager = [NAMED[each] for each in ("fp32", "fp32-channels-last", "bf16")]
+    if not has_bfloat16(device):
+        eager.pop()
+    seconds = partial(_seconds, build=build, shape=shape, classes=classes, device=device)
+    key = "|".join((machine(device), torch.__version__, key, "x".join(map(str, shape))))
+    best, a_step = _remembered(key, eager, seconds)
+    if steps * a_step <= COMPILE_WORTH:
+        return best
+    return _remembered(f"{key}|long", (best, replace(best, channels_last=True, compiled=True)), seconds)[0]
+
+
+def _remembered(key: str, candidates: Sequence[Precision], seconds: Callable[[Precision], float]) -> tuple[Precision, float]:
+    """The fastest of the candidates, the simplest first, and the seconds of a step: as timed at first under this key."""
     path = user_cache_path("sightline") / "precision.json"
     known = _read(path)
-    key = "|".join((machine(device), torch.__version__, key, "x".join(map(str, shape)), str(steps)))
-    if key not in known:
-        with _random_state():
-            known = {**_read(path), key: asdict(_fastest(build, shape, classes, steps, device))}
+    if key in known:
+        values = known[key]
+        return Precision(**{name: values[name] for name in asdict(Precision())}), values["seconds"]
+    with _random_state():
+        best, a_step = _fastest(candidates, seconds)
+    if math.isfinite(a_step):
         try:
-            write_json(path, known)
+            write_json(path, {**_read(path), key: {**asdict(best), "seconds": a_step}})
         except SightlineError:
             logging.getLogger(__name__).warning("the chosen precision could not be remembered in %s", path)
-    return Precision(**known[key])
+    return best, a_step
 
 
-def _fastest(
-    build: Callable[[], nn.Module], shape: tuple[int, int, int, int], classes: int, steps: int, device: torch.device
-) -> Precision:
-    best, best_time = NAMED["fp32"], _seconds(NAMED["fp32"], build, shape, classes, device)
-    for candidate in (NAMED["fp32-channels-last"], NAMED["bf16"]):
-        if candidate.dtype == "bfloat16" and not has_bfloat16(device):
-            continue
-        seconds = _seconds(candidate, build, shape, classes, device)
-        if seconds < CLEARLY * best_time:
-            best, best_time = candidate, seconds
-    if steps * best_time > COMPILE_WORTH:
-        candidate = replace(best, channels_last=True, compiled=True)
-        if _seconds(candidate, build, shape, classes, device) < CLEARLY * best_time:
-            best = candidate
-    return best
+def _fastest(candidates: Sequence[Precision], seconds: Callable[[Precision], float]) -> tuple[Precision, float]:
+    best, best_time = candidates[0], seconds(candidates[0])
+    for candidate in candidates[1:]:
+        time_of_it = seconds(candidate)
+        if time_of_it < CLEARLY * best_time:
+            best, best_time = candidate, time_of_it
+    return best, best_time
 
 
 @cache
@@ -187,7 +195,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     """What is remembered, less what isn't of this version's form."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return {key: value for key, value in known.items() if value.keys() == asdict(Precision()).keys()}
+        return {key: value for key, value in known.items() if value.keys() == {*asdict(Precision()), "seconds"}}
     except (OSError, ValueError, AttributeError):
         return {}
 
