@@ -8,8 +8,9 @@ strong    The same ResNet-18 and 20 epochs with SGD, flips, mild holes, label sm
           93.19 %, with the mirror image 93.82 % (n = 1 seed).
 fast      A small, wide net, orthogonalised updates, images that grow and, towards the end, the hardest of them only.
           `sightline train cifar10 -r fast --dev 0 -o RUN`: 8 to 9 minutes on the same two cores; 92.76 ± 0.08 %, with more views
-          of unsure images 93.50 ± 0.07 % (mean and standard deviation of n = 3 seeds). `sightline reproduce RUN -o NEW` gives the
-          same history and weights, byte for byte.
+          of unsure images 93.50 ± 0.07 % (mean and standard deviation of n = 3 seeds); where the cores have no bfloat16 (AVX2),
+          28 minutes, 92.90 and 93.77 % (n = 1). `sightline reproduce RUN -o NEW` gives the same history and weights,
+          byte for byte.
 small     A plain small net, Adam: for trying things out.
           `sightline train planted:clean -r small --dev 0 -o RUN`: 15 s; 91.67 % (n = 3).
 """
