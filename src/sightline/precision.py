@@ -28,7 +28,7 @@ from .runs import write_json
 
 COMPILE_WORTH = 1800.0  # seconds of training from which a minute of compilation is worth trying
 CLEARLY = 0.9  # a candidate must take less than this share of the simpler one's time
-HOPELESS = 4.0  # times as long as in float32: a matrix product that takes more in bfloat16 is emulated
+HOPELESS = 8.0  # times as long as in float32: a matrix product that takes more in bfloat16 is emulated
 TRY_SECONDS = 3.0  # of a candidate's steps, after which the next one is the last
 
 
@@ -99,12 +99,9 @@ def choose(
         if NAMED[name].dtype == "bfloat16" and not has_bfloat16(device):
             logging.getLogger(__name__).warning("bfloat16 is emulated on this machine, many times slower than --precision auto")
         return NAMED[name]
-    eager = [NAMED[each] for each in ("fp32", "fp32-channels-last", "bf16")]
-    if not has_bfloat16(device):
-        eager.pop()
     seconds = partial(_seconds, build=build, shape=shape, classes=classes, device=device)
     key = "|".join((machine(device), torch.__version__, key, "x".join(map(str, shape))))
-    best, a_step = _remembered(key, eager, seconds)
+    best, a_step = _remembered(key, [NAMED[each] for each in ("fp32", "fp32-channels-last", "bf16")], seconds)
     if steps * a_step <= COMPILE_WORTH:
         return best
     return _remembered(f"{key}|long", (best, replace(best, channels_last=True, compiled=True)), seconds)[0]
@@ -141,20 +138,17 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is worth trying on this device.
 
     Without instructions for it, as on most laptops' CPUs, a step of training takes 12 to 20 times as long as in float32, minutes
-    of ResNet-18. A matrix product of 256² numbers tells it in milliseconds.
+    of ResNet-18. Matrix products of 256² numbers tell it, in half a second at most.
     """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        times = []
-        try:
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    try:
+        for dtype in 20 * tuple(seconds):  # in turn, as threads that have to wait for a core take fifty times as long, too
             a = torch.ones(256, 256, device=device, dtype=dtype)
-            for _ in range(4):
-                start = time.perf_counter()
-                (a @ a)[0, 0].item()
-                times.append(time.perf_counter() - start)
-        except (RuntimeError, TypeError):  # a device that doesn't know it
-            return False
-        seconds[dtype] = min(times)
+            start = time.perf_counter()
+            (a @ a)[0, 0].item()
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    except (RuntimeError, TypeError):  # a device that doesn't know it
+        return False
     return seconds[torch.bfloat16] < HOPELESS * seconds[torch.float32]
 
 
@@ -165,7 +159,9 @@ def _seconds(
     classes: int,
     device: torch.device,
 ) -> float:
-    """Seconds of a training step; infinite where it does not run. On a CPU a part of the batch stands for the whole."""
+    """Seconds of a training step; infinite where it isn't to be tried. On a CPU a part of the batch stands for the whole."""
+    if precision.dtype == "bfloat16" and not has_bfloat16(device):
+        return math.inf
     n, *rest = shape
     part = min(n, 64) if device.type == "cpu" else n
     images = precision.format(torch.randn(part, *rest, device=device))
