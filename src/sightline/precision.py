@@ -29,7 +29,7 @@ from .runs import write_json
 COMPILE_WORTH = 1800.0  # seconds of training from which a minute of compilation is worth trying
 CLEARLY = 0.95  # a candidate must take less than this share of the simpler one's time
 HOPELESS = 8.0  # times as long as in float32: a matrix product that takes more in bfloat16 is emulated
-TRY_SECONDS = 3.0  # of a candidate's steps, after which the next one is the last
+TRY_SECONDS = 3.0  # of a candidate's steps, after which no other is taken; two are at least
 
 
 @dataclass(frozen=True)
