@@ -323,8 +323,16 @@ def child(options: argparse.Namespace) -> None:
         if now.stage in ("train", "settle"):
             trained = time.perf_counter() - START
 
-    if options.unwhitened:  # an ordinary first layer, which learns
+    if options.without == "whitening":  # an ordinary first layer, which learns
         FastNet.adapt = lambda net, images: net.whiten.weight.requires_grad_(True)  # type: ignore[method-assign, assignment]
+    if options.without == "last convolution":
+        whole = FastNet.__init__
+
+        def shallow(net: FastNet, **sizes: int) -> None:
+            whole(net, **sizes)
+            del net.layer3[3:]  # with its norm and activation
+
+        FastNet.__init__ = shallow  # type: ignore[method-assign, assignment]
     recipe = Recipe.from_dict(json.loads(options.recipe))
     run = train(
         options.data,
@@ -413,7 +421,9 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         "smoother labels and jitter": replace(
             fast, label_smoothing=0.2, augment=(*fast.augment, ColorJitter(0.1, 0.13, 0.0, 0.0, 1.0))
         ),
-        "no whitening": fast,  # `child` sees to it
+        "no whitening": fast,  # `child` sees to it, and to the next two
+        "no last convolution": fast,
+        "no last convolution but an eighth wider": replace(fast, width=1.125 * options.width),
         "a quarter wider": replace(fast, width=1.25 * options.width),
     }
     dev = options.dev or 0.1
@@ -421,7 +431,8 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
     wanted = options.sides.split(",") if options.sides != SIDES else list(variants)
     found = {}
     for name in wanted:
-        extra = ["--dev", f"{dev:g}", *(["--unwhitened"] if name == "no whitening" else [])]
+        lacks = name.removeprefix("no ").partition(" but")[0]
+        extra = ["--dev", f"{dev:g}", *(["--without", lacks] if lacks in WITHOUT else [])]
         results = []
         for seed in range(options.seeds):
             train_it = partial(one, "", seed, options.data_dir, variants[name], "cifar10", *extra)
@@ -444,6 +455,7 @@ def _spread(figures: dict[str, Any]) -> str:
 
 
 SIDES = "fast,airbench"
+WITHOUT = ("whitening", "last convolution")  # what `ablation` takes from the net itself
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     f.__name__: f for f in (throughput, loader, share, runs, elsewhere, ablation)
 }
@@ -462,7 +474,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--dev", type=float, default=0.0, help="the share that `ablation` holds out: a tenth")
-    parser.add_argument("--unwhitened", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--without", choices=WITHOUT, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sections == ["child"]:
         child(options)

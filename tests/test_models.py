@@ -101,7 +101,7 @@ def literal_fastnet(state: dict[str, Tensor], x: Tensor) -> Tensor:
     x = gelu(F.conv2d(x, state["whiten.weight"]))
     for layer in ("layer1", "layer2"):
         x = block(block(x, layer, 0, True), layer, 4, False)
-    x = block(x, "layer3", 0, False)
+    x = block(block(x, "layer3", 0, False), "layer3", 3, False)
     return x.amax((2, 3)) @ state["fc.weight"].T
 
 

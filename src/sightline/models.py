@@ -148,7 +148,7 @@ class FastNet(nn.Module):
         self.whiten.weight.requires_grad_(False)
         self.layer1 = nn.Sequential(*_norm_act(2 * patch, width, pool=True), *_norm_act(width, width))
         self.layer2 = nn.Sequential(*_norm_act(width, 4 * width, pool=True), *_norm_act(4 * width, 4 * width))
-        self.layer3 = nn.Sequential(*_norm_act(4 * width, 4 * width))
+        self.layer3 = nn.Sequential(*_norm_act(4 * width, 4 * width), *_norm_act(4 * width, 4 * width))
         self.fc = nn.Linear(4 * width, classes, bias=False)
         with torch.no_grad():
             self.fc.weight /= self.fc.weight.std() * 4 * width
@@ -178,7 +178,9 @@ class FastNet(nn.Module):
         x = F.gelu(x)
         x = self.layer3(self.layer2(self.layer1(x)))
         # Not amax, whose way back takes several times as long on a CPU.
-        logits: Tensor = self.fc(F.adaptive_max_pool2d(x, 1).flatten(1))
+        x = F.adaptive_max_pool2d(x, 1).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 an unsure image's largest logits would often tie
+            logits: Tensor = self.fc(x.float())
         return logits
 
     def _reduced(self, x: Tensor) -> Tensor:
