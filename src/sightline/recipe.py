@@ -7,10 +7,11 @@ strong    The same ResNet-18 and 20 epochs with SGD, flips, mild holes, label sm
           Images grow during its first half. `sightline train cifar10 -r strong --dev 0 -o RUN`: 2 hours on the same two cores;
           93.19 %, with the mirror image 93.82 % (n = 1 seed).
 fast      A small, wide net, orthogonalised updates, images that grow and, towards the end, the hardest of them only.
-          `sightline train cifar10 -r fast --dev 0 -o RUN`: 8 to 9 minutes on the same two cores; 92.76 ± 0.08 %, with more views
-          of unsure images 93.50 ± 0.07 % (mean and standard deviation of n = 3 seeds); where the cores have no bfloat16 (AVX2),
-          28 minutes, 92.90 and 93.77 % (n = 1). `sightline reproduce RUN -o NEW` gives the same history and weights,
-          byte for byte.
+          `sightline train cifar10 -r fast --dev 0 -o RUN`: 9 to 10 minutes on the same two cores; 92.65 %, with more views
+          of unsure images 93.83 % (n = 1 seed); with `--epochs 8` 7 minutes, 92.62 ± 0.08 and 93.43 ± 0.11 %; with
+          `--width 1.25` 14 minutes, 93.42 ± 0.05 and 94.18 ± 0.12 % (mean and standard deviation of n = 3 seeds each). Where the
+          cores have no bfloat16 (AVX2) it takes three times as long. `sightline reproduce RUN -o NEW` gives the same history
+          and weights, byte for byte.
 small     A plain small net, Adam: for trying things out.
           `sightline train planted:clean -r small --dev 0 -o RUN`: 15 s; 91.67 % (n = 3).
 """

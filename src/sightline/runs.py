@@ -472,8 +472,12 @@ def read_weights(path: Path, model: torch.nn.Module) -> None:
 
     try:
         model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RunError(f"cannot read the weights {path} ({str(error).splitlines()[0]}); copy the run folder again") from None
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read the weights {path} ({error}); copy the run folder again") from None
+    except RuntimeError as error:
+        mismatch = str(error).splitlines()[-1].strip()[:100]
+        why = "they are another model's, or that of another version of Sightline; train it again"
+        raise RunError(f"the weights {path} don't fit the model ({mismatch}): {why}") from None
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
