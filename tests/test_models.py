@@ -119,6 +119,16 @@ def test_the_logits_equal_a_literal_fast_net(size: int) -> None:
         torch.testing.assert_close(model.eval()(x), literal_fastnet(model.state_dict(), x), rtol=1e-4, atol=1e-5)
 
 
+def test_the_fast_net_s_head_computes_in_float32_whatever_the_rest_does() -> None:
+    torch.manual_seed(0)
+    model, seen = build("fastnet", classes=10, width=0.25).eval(), []
+    model.layer3.register_forward_hook(lambda module, given, result: seen.append(result))  # type: ignore[union-attr]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.randn(4, 3, 32, 32))
+    assert seen[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
+    torch.testing.assert_close(logits, seen[0].float().amax((2, 3)) @ model.state_dict()["fc.weight"].T, rtol=1e-6, atol=1e-6)
+
+
 def test_the_fast_net_s_last_stage_has_7_cells_a_side_and_large_images_are_averaged_down_first() -> None:
     model = build("fastnet", classes=10, width=0.25)
     rows = {row.name: row.shape for row in layers(model, 32) if row.depth == 1}

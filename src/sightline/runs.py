@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -475,8 +476,8 @@ def read_weights(path: Path, model: torch.nn.Module) -> None:
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read the weights {path} ({error}); copy the run folder again") from None
     except RuntimeError as error:
-        mismatch = str(error).splitlines()[-1].strip()[:100]
-        why = "they are another model's, or that of another version of Sightline; train it again"
+        mismatch = textwrap.shorten(str(error).splitlines()[-1], 100, placeholder=" …")
+        why = "they are of another model, or of this one in another version of Sightline; train it again"
         raise RunError(f"the weights {path} don't fit the model ({mismatch}): {why}") from None
 
 
