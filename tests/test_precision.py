@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from platformdirs import user_cache_path
+from torch import nn
 
 from sightline import precision
 from sightline.exceptions import RecipeError
@@ -148,6 +154,31 @@ def test_what_does_not_run_here_is_no_candidate() -> None:
         raise RuntimeError("not implemented for 'BFloat16'")
 
     assert precision._seconds(Precision(), broken, (8, 3, 16, 16), 3, CPU) == math.inf
+
+
+@pytest.mark.parametrize(
+    "channels, stride, kernel, refused",
+    [(4, 2, 1, True), (15, 2, 1, True), (16, 2, 1, False), (4, 1, 1, False), (4, 2, 3, False)],
+)
+def test_channels_last_is_refused_where_the_kernel_overruns_its_memory(
+    channels: int, stride: int, kernel: int, refused: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 8, kernel, stride))
+    Precision().prepare(model)
+    with pytest.raises(RecipeError, match=f"'0', .* {channels} input channels.*--precision fp32") if refused else nullcontext():
+        NAMED["fp32-channels-last"].prepare(model)
+
+
+def test_a_narrow_resnet18_trains_where_channels_last_would_crash(tmp_path: Path) -> None:
+    program = (
+        "from sightline.planted import planted; from sightline.recipe import load_recipe; from sightline.training import train\n"
+        "data = planted('planted:clean', n_train=256, n_test=10)\n"
+        f"run = train(data, {str(tmp_path / 'run')!r}, recipe=load_recipe('strong').with_(width=1 / 16, epochs=1))\n"
+        "assert not run.info['arithmetic']['channels_last']"
+    )
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=alone, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if "compiled" not in name])

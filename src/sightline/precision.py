@@ -41,8 +41,12 @@ class Precision:
     compiled: bool = False
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return `model` in this memory format (in place), and compiled if asked."""
+        """Return `model` in this memory format (in place), and compiled if asked.
+
+        Raises RecipeError for a model that can't be trained so.
+        """
         if self.channels_last:
+            _refuse_overrun(model)
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not self.compiled:
             return model
@@ -74,6 +78,22 @@ NAMED = {
     "fp32-compiled": Precision("float32", channels_last=True, compiled=True),
     "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
 }
+
+
+def _refuse_overrun(model: nn.Module) -> None:
+    """Raise RecipeError for a convolution whose gradient a CPU's channels-last kernel writes past its memory for.
+
+    The process crashes, hangs or learns from wrong numbers: https://github.com/uxlfoundation/oneDNN/issues/6035. It is
+    so for steps over single pixels with fewer input channels than a block of the kernel: 8 with AVX2, 16 with AVX-512.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} and max(module.stride) > 1:
+            channels = module.in_channels // module.groups
+            if channels < 16 and module.weight.device.type == "cpu":
+                raise RecipeError(
+                    f"'{name}', a 1×1 convolution with a stride and {channels} input channels, can't be trained channels last on "
+                    "a CPU: the library's kernel overruns its memory; take --precision fp32, or at least 16 channels there"
+                )
 
 
 def choose(
