@@ -404,7 +404,8 @@ def test_sections_are_text_and_whole() -> None:
     assert len(page.ids) == len(set(page.ids)) > 50
     assert {"causes", "sensitivity", "nothing"} <= set(page.ids)
     said = " ".join(page.texts)
-    assert "Unexplained: 12 of 20 mistakes" in said and "8 probes tested" in said and "q = 0.10" in said
+    assert "Unexplained: 12 of 20 mistakes" in said and "of the 400 dev images that were probed" in said and "near a tie" in said
+    assert "8 probes tested" in said and "q = 0.10" in said
 
 
 def test_pages_without_causes_or_mistakes_or_a_diagnosis() -> None:
