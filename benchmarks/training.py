@@ -11,8 +11,9 @@ runs         whole trainings on CIFAR-10, each in a process of its own, in turn:
              trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
              wanted, @ and times its width if wanted, or airbench (benchmarks/airbench.py).  Hours.
 elsewhere    `fast` and `classic` on generated scenes and on a folder of 64×64 images, classic's epochs fitted to fast's time
-ablation     `fast` on CIFAR-10 without each of its parts and with others, judged on a tenth of the training images (--dev 0.2: a
-             fifth) that is held out: choices are made there, not on the test images.  Hours.
+ablation     `fast` (or --of strong) on CIFAR-10 without each of its parts and with others, judged on a tenth of the training
+             images (--dev 0.2: a fifth) that is held out: choices are made there, not on the test images.  Hours; --width 0.25
+             and --epochs 10 make them fewer.
 
 Each section prints a table and replaces its own part of the JSON file. Whole trainings are kept there one by one, and those that
 the file has are not done again: what takes hours can be stopped and gone on with, and seeds added. In `throughput` the plain
@@ -403,10 +404,9 @@ def write_folder(root: Path, size: int = 64) -> str:
     return str(root)
 
 
-def ablation(options: argparse.Namespace) -> dict[str, Any]:
-    """`fast` without each of its parts, judged on held-out training images, a tenth if not said, with the seconds beside."""
-    fast = load_recipe("fast").with_(width=options.width)
-    variants: dict[str, Recipe] = {
+def parts_of_fast(fast: Recipe) -> dict[str, Recipe]:
+    """`fast` without each of its parts, and with others."""
+    return {
         "fast": fast,
         "no flip": replace(fast, augment=(RandomCrop(2),)),
         "random flip": replace(fast, augment=(RandomCrop(2), HorizontalFlip())),
@@ -423,11 +423,41 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         ),
         "no whitening": fast,  # `child` sees to it, and to the next two
         "no last convolution": fast,
-        "no last convolution but an eighth wider": replace(fast, width=1.125 * options.width),
-        "a quarter wider": replace(fast, width=1.25 * options.width),
+        "no last convolution but an eighth wider": replace(fast, width=1.125 * fast.width),
+        "a quarter wider": replace(fast, width=1.25 * fast.width),
     }
-    dev = options.dev or 0.1
-    at = ("" if options.width == 1 else f" at width {options.width:g}") + ("" if dev == 0.1 else f", dev {dev:g}")
+
+
+def parts_of_strong(strong: Recipe) -> dict[str, Recipe]:
+    """`strong` without each of its parts, and with others."""
+    crop, flip, hole = strong.augment
+    return {
+        "strong": strong,
+        "SGD instead of muon": replace(strong, optimizer="sgd", max_lr=0.1, weight_decay=5e-4),
+        "half the rate": replace(strong, max_lr=strong.max_lr / 2),
+        "1.5 times the rate": replace(strong, max_lr=strong.max_lr * 1.5),
+        "full size throughout": replace(strong, sizes=()),
+        "batch 256": replace(strong, batch_size=256, max_lr=strong.max_lr * 1.5),
+        "no flip": replace(strong, augment=(crop, hole)),
+        "no crop": replace(strong, augment=(flip, hole)),
+        "no holes": replace(strong, augment=(crop, flip)),
+        "no label smoothing": replace(strong, label_smoothing=0.0),
+        "no average of weights": replace(strong, ema=0.0),
+    }
+
+
+def ablation(options: argparse.Namespace) -> dict[str, Any]:
+    """A recipe without each of its parts, judged on held-out training images, a tenth if not said, with the seconds beside."""
+    dev, own = options.dev or 0.1, load_recipe(options.of)
+    recipe = own.with_(width=options.width, epochs=options.epochs, test_epochs="last")
+    variants = parts_of_strong(recipe) if options.of == "strong" else parts_of_fast(recipe)
+    unlike = {
+        f"of {options.of}": options.of != "fast",
+        f"at width {options.width:g}": options.width != 1,
+        f"dev {dev:g}": dev != 0.1,
+        f"{recipe.epochs} epochs": recipe.epochs != own.epochs,
+    }
+    at = ", ".join(text for text, differs in unlike.items() if differs)
     wanted = options.sides.split(",") if options.sides != SIDES else list(variants)
     found = {}
     for name in wanted:
@@ -436,17 +466,14 @@ def ablation(options: argparse.Namespace) -> dict[str, Any]:
         results = []
         for seed in range(options.seeds):
             train_it = partial(one, "", seed, options.data_dir, variants[name], "cifar10", *extra)
-            results.append(once(options, f"ablation{at}, {name} {seed}", train_it))
+            results.append(once(options, f"ablation{' ' * bool(at)}{at}, {name} {seed}", train_it))
         found[name] = {key: summary([r[key] for r in results]) for key in ("single_view", "views", "seconds_to_model")}
     rows = [
         (name, *(_spread(values[key]) for key in ("single_view", "views")), f"{values['seconds_to_model']['mean']:.0f}")
         for name, values in found.items()
     ]
     console.print(table(("variant", "single view", "with views", "seconds"), rows, left=("variant",)))
-    return {
-        **read(options.json).get("ablation", {}),
-        f"width {options.width:g}" + ("" if dev == 0.1 else f", dev {dev:g}"): found,
-    }
+    return {**read(options.json).get("ablation", {}), at or "width 1": found}
 
 
 def _spread(figures: dict[str, Any]) -> str:
@@ -467,7 +494,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sides", default=SIDES)
+    parser.add_argument("--of", choices=("fast", "strong"), default="fast", help="the recipe of `ablation`")
     parser.add_argument("--width", type=float, default=1.0, help="of the nets in `ablation`")
+    parser.add_argument("--epochs", type=int, help="of the trainings in `ablation`")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path, default=Path("training.json"))
     for name in ("recipe", "data", "folder"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.precision import NAMED, Precision
 from sightline.recipe import Recipe
-from sightline.training.optimizers import HEAD, VECTORS, Average, averaged, make_optimizer, orthogonal, set_rate
+from sightline.training.optimizers import HEAD, OTHERS, VECTORS, Average, averaged, make_optimizer, orthogonal, set_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,9 +55,16 @@ class Tiny(nn.Module):
         return self.fc(torch.relu(self.norm(self.conv(x))).amax((2, 3)))
 
 
-def test_muon_steps_as_its_formulas_say() -> None:
+SUMS = (1, 10 * VECTORS, 10 * HEAD / 4**2)  # of fastnet, for batches of 10
+
+
+@pytest.mark.parametrize(
+    "net, decay_all, shares",
+    [("fastnet", True, SUMS), ("resnet18", True, (1, OTHERS, OTHERS)), ("mine:net", False, (1, OTHERS, OTHERS))],
+)
+def test_muon_steps_as_its_formulas_say(net: str, decay_all: bool, shares: tuple[float, ...]) -> None:
     model, batch = Tiny(), 10
-    recipe = Recipe(model="fastnet", optimizer="muon", max_lr=0.2, momentum=0.6, weight_decay=1e-3)
+    recipe = Recipe(model=net, optimizer="muon", max_lr=0.2, momentum=0.6, weight_decay=1e-3, decay_all=decay_all)
     optimizer = make_optimizer(model, recipe, batch, Precision())
     random = np.random.default_rng(1)
     w, bias, head = (p.detach().double().numpy().copy() for p in (model.conv.weight, model.norm.bias, model.fc.weight))
@@ -70,16 +77,17 @@ def test_muon_steps_as_its_formulas_say() -> None:
             p.grad = torch.from_numpy(g).float()
         set_rate(optimizer, rate)
         optimizer.step()
-        shares = [1, batch * VECTORS, batch * HEAD / 4**2]
         for i, (x, share) in enumerate(zip((w, bias, head), shares, strict=True)):
             # batch · decay of the weights goes at the peak rate: rate · share · decay = batch · 1e-3 at 0.2
-            g = gradients[i] + (0 if i == 0 else batch * 1e-3 / (0.2 * share)) * x
+            g = gradients[i] + (batch * 1e-3 / (0.2 * share) if i == 2 or (i == 1 and decay_all) else 0) * x
             memories[i] = 0.6 * memories[i] + g
             update = g + 0.6 * memories[i]
             if i == 0:
-                x *= 2 / np.linalg.norm(x)  # √4 filters
-                update = newton_schulz(update.reshape(4, -1)).reshape(x.shape)
-            x -= rate * share * update
+                norm = np.linalg.norm(x)
+                x -= rate * norm / 2 * newton_schulz(update.reshape(4, -1)).reshape(x.shape)  # √4 filters
+                x *= norm / np.linalg.norm(x)
+            else:
+                x -= rate * share * update
     np.testing.assert_allclose(model.conv.weight.detach(), w, atol=1e-5)
     np.testing.assert_allclose(model.norm.bias.detach(), bias, rtol=1e-4)
     np.testing.assert_allclose(model.fc.weight.detach(), head, rtol=1e-4)
@@ -95,7 +103,20 @@ def test_muon_s_products_are_in_the_training_s_arithmetic(arithmetic: Precision)
     set_rate(optimizer, 0.2)
     optimizer.step()
     factor = orthogonal(gradient.flatten(1), getattr(torch, arithmetic.dtype)).view_as(before)
-    assert torch.equal(model.conv.weight, (before * (2 / before.norm())).add(factor, alpha=-0.2))
+    moved = before - factor * (0.2 * before.norm() / 2)
+    assert torch.equal(model.conv.weight, moved * (before.norm() / moved.norm()))
+
+
+def test_muon_moves_filters_that_begin_at_zero() -> None:
+    model = Tiny()
+    model.conv.weight.data.zero_()
+    optimizer = make_optimizer(model, Recipe(model="mine:net", optimizer="muon", max_lr=0.2), 10, Precision())
+    model(torch.randn(2, 3, 5, 5)).sum().backward()
+    model.conv.weight.grad = torch.randn(4, 3, 3, 3)
+    for _ in range(2):
+        set_rate(optimizer, 0.2)
+        optimizer.step()
+        assert model.conv.weight.norm().item() == pytest.approx(0.02)  # a hundredth of √4
 
 
 def test_sgd_is_nesterov_s_and_spares_norms_and_biases() -> None:

@@ -111,11 +111,6 @@ def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:
         Recipe.from_dict({field: value})
 
 
-def test_muon_is_refused_for_other_models_than_the_fast_net() -> None:
-    with pytest.raises(RecipeError, match="take the recipe 'strong'"):
-        load_recipe("fast").with_(model="resnet18")
-
-
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"classic"', "\x00"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.json"

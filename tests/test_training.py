@@ -270,6 +270,9 @@ from torch import nn
 def tiny(classes):
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(8 * 14 * 14, classes))
 
+def any_size(classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
 def tied(classes):
     first, second = nn.Linear(768, 768), nn.Linear(768, 768)
     second.weight = first.weight
@@ -326,6 +329,17 @@ def test_a_model_that_is_no_classifier_of_these_images_is_refused(
     with pytest.raises(RecipeError, match=message):
         train(blobs, tmp_path / "run", recipe=replace(quick, model=f"own_models:{factory}"), precision="fp32")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("factory, grows", [("tiny", False), ("any_size", True)])
+def test_images_grow_only_for_models_that_take_smaller_ones(
+    factory: str, grows: bool, blobs: Dataset, quick: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = replace(quick, model=f"own_models:{factory}", epochs=2, sizes=((0.5, 0.75),))
+    run = train(blobs, tmp_path / "run", recipe=recipe, precision="fp32")
+    assert run.info["recipe"]["sizes"] == ([[0.5, 0.75]] if grows else [])
+    assert ("one size only" in caplog.text) != grows
 
 
 @pytest.mark.usefixtures("own")

@@ -47,7 +47,8 @@ class Recipe:
     model     a name that `models.build` knows, or "package.module:function" of your own
     width     times the channels of a built-in model
     least_steps   how many steps an epoch takes at least: of few images, batches are smaller (but not below 8)
-    optimizer "adam"; "sgd", with Nesterov's momentum; or "muon", made for the model "fastnet" (see `training.optimizers`)
+    optimizer "adam"; "sgd", with Nesterov's momentum; or "muon": orthogonalised updates of filters, for nets whose convolutions
+              are followed by norms (see `training.optimizers`)
     max_lr    the peak of the one-cycle policy, or "auto": by range test
     peak      the share of the training after which the rate is at its peak
     start_lr, final_lr   first and last rate, as fractions of max_lr
@@ -119,11 +120,6 @@ class Recipe:
         ):
             if not good:
                 raise RecipeError(f"recipe '{self.name}': {name} is {getattr(self, name)!r}; it must be {want}")
-        if self.optimizer == "muon" and self.model != "fastnet":
-            raise RecipeError(
-                f"recipe '{self.name}': its optimizer 'muon' has rates made for the model 'fastnet', not '{self.model}'; "
-                "take the recipe 'strong' for other models"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values; `from_dict` gives it back."""
@@ -197,10 +193,10 @@ RECIPES = {
         "strong",
         batch_size=128,
         least_steps=LEAST_STEPS,
-        optimizer="sgd",
-        max_lr=0.1,
+        optimizer="muon",
+        max_lr=0.02,
         start_lr=0.2,
-        weight_decay=5e-4,
+        weight_decay=4e-7,
         decay_all=False,
         label_smoothing=0.1,
         ema=0.998,

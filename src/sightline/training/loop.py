@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import platform
 import time
@@ -27,13 +28,13 @@ from .. import datasets, runs
 from ..allocation import kept_memory
 from ..evaluation import predict, predict_views
 from ..exceptions import RecipeError, RunError, TrainingError
-from ..models import device_of
+from ..models import build, device_of
 from ..precision import Precision, machine
 from ..recipe import Recipe, load_recipe
 from ..runs import Predictions, Run
 from ..schedule import one_cycle
 from . import memory
-from .learner import Learner, Total, choose_arithmetic, stream
+from .learner import Learner, Total, choose_arithmetic, scaled, stream
 from .optimizers import Average, averaged, make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
 from .rate import find_lr, suggested, sweep_steps
@@ -75,6 +76,7 @@ def train(
     if not isinstance(data, datasets.Dataset):
         on_progress(Progress("load"))
         data = datasets.load(data, data_dir=data_dir, size=size, skip_bad=skip_bad, dev=dev)
+    recipe = _growing(recipe, data)
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
@@ -257,6 +259,30 @@ def _refuse_too_large(learner: Learner, batch: int, device: torch.device) -> Non
 
 def _testing(on_progress: OnProgress, epoch: int, epochs: int) -> Callable[[int, int], None]:
     return lambda done, total: on_progress(Progress("test", done, total, epoch, epochs))
+
+
+def _growing(recipe: Recipe, data: datasets.Dataset) -> Recipe:
+    """The recipe; where its model takes images of one size only, such as one that flattens them, without smaller ones."""
+    if not recipe.sizes or ":" not in recipe.model:
+        return recipe
+    with torch.random.fork_rng(devices=[]):
+        model = build(recipe.model, classes=len(data.classes)).eval()
+    whole = torch.zeros(2, 3, *data.train.images.shape[1:3])
+    if not _takes(model, whole) or all(_takes(model, scaled(whole, scale)) for _, scale in recipe.sizes):
+        return recipe  # what the model can't do at full size, `_try_out` says
+    logging.getLogger(__name__).warning(
+        "'%s' takes images of one size only, so that they don't grow as the recipe has it", recipe.model
+    )
+    return recipe.with_(sizes=())
+
+
+@torch.no_grad()
+def _takes(model: torch.nn.Module, images: Tensor) -> bool:
+    try:
+        model(images)
+    except Exception:  # somebody's model: anything can go wrong
+        return False
+    return True
 
 
 @torch.no_grad()

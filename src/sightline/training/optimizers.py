@@ -16,7 +16,9 @@ from torch.optim.swa_utils import update_bn
 from ..precision import Precision
 from ..recipe import Recipe
 
-# Of muon: the rates of vectors (norms' biases) and of the head's matrix beside the filters', an image of the batch.
+# Of muon: the rates of what isn't a filter, in multiples of the filters'. FastNet, whose norms have no scale and whose head
+# begins small, has airbench94's: of vectors (norms' biases) and of the head's matrix, an image of the batch.
+OTHERS = 5.0
 VECTORS = 0.44
 HEAD = 5.6
 
@@ -56,22 +58,24 @@ class Muon(Optimizer):
     """Orthogonalised updates for filters, SGD with Nesterov's momentum for the rest (K. Jordan 2024).
 
     https://kellerjordan.github.io/posts/muon/, in the form that it has for small convolutional nets in
-    https://github.com/KellerJordan/cifar10-airbench. Filters (4-D) are scaled to the norm √(number of filters) before each
-    step, which is free where a norm follows each of them, and moved by the rate times the orthogonal factor of their momentum.
-    The other parameters' rates are VECTORS or HEAD / columns² times the filters', times the images of a batch, so that they
-    stand for a *sum* over images and another batch size needs no other rate. Their decay is a share of the weights that
-    each image takes off, `recipe.weight_decay` at the recipe's peak rate.
+    https://github.com/KellerJordan/cifar10-airbench. F filters (4-D) keep their norm, which is free where a norm follows each of
+    them, and are moved by the rate times the orthogonal factor of their momentum, in units of their norm / √F. The rate of the
+    other parameters is OTHERS times the filters'; of "fastnet" VECTORS or HEAD / columns² times that and the images of a batch,
+    so that they stand for a *sum* over images and another batch size needs no other rate. Their decay is a share of the weights
+    that each image takes off, `recipe.weight_decay` at the recipe's peak rate.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, batch: int, products: torch.dtype) -> None:
         self.products = products
         learned = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": [p for p in learned if p.ndim == 4], "share": 1.0, "decay": 0.0}]
+        peak = recipe.max_lr if recipe.max_lr != "auto" else 1.0
         for p in learned:
             if p.ndim != 4:
-                share = batch * (VECTORS if p.ndim < 2 else HEAD / p.shape[1] ** 2)
-                peak = recipe.max_lr if recipe.max_lr != "auto" else 1.0
-                groups.append({"params": [p], "share": share, "decay": batch * recipe.weight_decay / (peak * share)})
+                own = batch * (VECTORS if p.ndim < 2 else HEAD / p.shape[1] ** 2)
+                share = own if recipe.model == "fastnet" else OTHERS
+                decay = batch * recipe.weight_decay / (peak * share) if recipe.decay_all or p.ndim > 1 else 0.0
+                groups.append({"params": [p], "share": share, "decay": decay})
         super().__init__([group for group in groups if group["params"]], {"lr": 1e-3, "momentum": recipe.momentum})
 
     @torch.no_grad()
@@ -88,9 +92,12 @@ class Muon(Optimizer):
         memory.mul_(group["momentum"]).add_(gradient)
         update = gradient.add(memory, alpha=group["momentum"])
         if p.ndim == 4:
-            p.mul_(len(p) ** 0.5 / p.norm())
-            update = orthogonal(update.flatten(1), self.products).view_as(p)
-        p.add_(update, alpha=-group["lr"])
+            usual = len(p) ** 0.5
+            norm = p.norm().clamp_min(0.01 * usual)  # filters that begin at 0 would stay there
+            p.sub_(orthogonal(update.flatten(1), self.products).view_as(p) * (group["lr"] * norm / usual))
+            p.mul_(norm / p.norm())
+        else:
+            p.add_(update, alpha=-group["lr"])
 
 
 def orthogonal(matrix: Tensor, products: torch.dtype, steps: int = 3) -> Tensor:
