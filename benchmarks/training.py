@@ -431,13 +431,16 @@ def parts_of_fast(fast: Recipe) -> dict[str, Recipe]:
 def parts_of_strong(strong: Recipe) -> dict[str, Recipe]:
     """`strong` without each of its parts, and with others."""
     crop, flip, hole = strong.augment
+    smaller = replace(strong, sizes=((0.25, 0.5), (0.5, 0.75)))
     return {
         "strong": strong,
         "SGD instead of muon": replace(strong, optimizer="sgd", max_lr=0.1, weight_decay=5e-4),
-        "half the rate": replace(strong, max_lr=strong.max_lr / 2),
-        "1.5 times the rate": replace(strong, max_lr=strong.max_lr * 1.5),
         "full size throughout": replace(strong, sizes=()),
-        "batch 256": replace(strong, batch_size=256, max_lr=strong.max_lr * 1.5),
+        "from half the side": smaller,
+        "from half the side, SGD instead of muon": replace(smaller, optimizer="sgd", max_lr=0.1, weight_decay=5e-4),
+        "from half the side, half the rate": replace(smaller, max_lr=0.01),
+        "from half the side, 1.5 times the rate": replace(smaller, max_lr=0.03),
+        "batch 256": replace(strong, batch_size=256, max_lr=0.03),
         "no flip": replace(strong, augment=(crop, hole)),
         "no crop": replace(strong, augment=(flip, hole)),
         "no holes": replace(strong, augment=(crop, flip)),
