@@ -59,21 +59,22 @@ class Muon(Optimizer):
 
     https://kellerjordan.github.io/posts/muon/, in the form that it has for small convolutional nets in
     https://github.com/KellerJordan/cifar10-airbench. F filters (4-D) keep their norm, which is free where a norm follows each of
-    them, and are moved by the rate times the orthogonal factor of their momentum, in units of their norm / √F. The rate of the
-    other parameters is OTHERS times the filters'; of "fastnet" VECTORS or HEAD / columns² times that and the images of a batch,
-    so that they stand for a *sum* over images and another batch size needs no other rate. Their decay is a share of the weights
+    them, and are moved by the rate times the orthogonal factor of their momentum, in units of their norm / √F; those of "fastnet"
+    are scaled to √F before each step, as there. The rate of the other parameters is OTHERS times the filters'; of "fastnet"
+    VECTORS or HEAD / columns² times that and the images of a batch, so that they stand for a *sum* over images and another batch
+    size needs no other rate. Their decay is a share of the weights
     that each image takes off, `recipe.weight_decay` at the recipe's peak rate.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, batch: int, products: torch.dtype) -> None:
-        self.products = products
+        self.products, self.scaled = products, recipe.model == "fastnet"
         learned = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": [p for p in learned if p.ndim == 4], "share": 1.0, "decay": 0.0}]
         peak = recipe.max_lr if recipe.max_lr != "auto" else 1.0
         for p in learned:
             if p.ndim != 4:
                 own = batch * (VECTORS if p.ndim < 2 else HEAD / p.shape[1] ** 2)
-                share = own if recipe.model == "fastnet" else OTHERS
+                share = own if self.scaled else OTHERS
                 decay = batch * recipe.weight_decay / (peak * share) if recipe.decay_all or p.ndim > 1 else 0.0
                 groups.append({"params": [p], "share": share, "decay": decay})
         super().__init__([group for group in groups if group["params"]], {"lr": 1e-3, "momentum": recipe.momentum})
@@ -91,13 +92,16 @@ class Muon(Optimizer):
         gradient = gradient.add(p, alpha=group["decay"])
         memory.mul_(group["momentum"]).add_(gradient)
         update = gradient.add(memory, alpha=group["momentum"])
-        if p.ndim == 4:
-            usual = len(p) ** 0.5
-            norm = p.norm().clamp_min(0.01 * usual)  # filters that begin at 0 would stay there
-            p.sub_(orthogonal(update.flatten(1), self.products).view_as(p) * (group["lr"] * norm / usual))
-            p.mul_(norm / p.norm())
-        else:
+        if p.ndim != 4:
             p.add_(update, alpha=-group["lr"])
+            return
+        factor, root = orthogonal(update.flatten(1), self.products).view_as(p), len(p) ** 0.5
+        if self.scaled:
+            p.mul_(root / p.norm()).add_(factor, alpha=-group["lr"])
+            return
+        norm = p.norm().clamp_min(0.01 * root)  # filters that begin at 0 would stay there
+        p.sub_(factor * (group["lr"] * norm / root))
+        p.mul_(norm / p.norm())
 
 
 def orthogonal(matrix: Tensor, products: torch.dtype, steps: int = 3) -> Tensor:
