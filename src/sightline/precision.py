@@ -43,10 +43,11 @@ class Precision:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return `model` in this memory format (in place), and compiled if asked.
 
-        Raises RecipeError for a model that can't be trained so.
+        Raises RecipeError for a model in training mode that can't be trained so.
         """
         if self.channels_last:
-            _refuse_overrun(model)
+            if model.training:
+                _refuse_overrun(model)
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not self.compiled:
             return model

@@ -73,7 +73,7 @@ class Learner:
         policy = bind(recipe.augment, mean)
         return cls(
             model,
-            arithmetic.prepare(model),
+            arithmetic.prepare(model.train()),
             arithmetic,
             tuple(t for t in policy if not isinstance(t, (MixUp, CutMix))),
             tuple(t for t in policy if isinstance(t, (MixUp, CutMix))),

@@ -62,8 +62,8 @@ class Muon(Optimizer):
     them, and are moved by the rate times the orthogonal factor of their momentum, in units of their norm / √F; those of "fastnet"
     are scaled to √F before each step, as there. The rate of the other parameters is OTHERS times the filters'; of "fastnet"
     VECTORS or HEAD / columns² times that and the images of a batch, so that they stand for a *sum* over images and another batch
-    size needs no other rate. Their decay is a share of the weights
-    that each image takes off, `recipe.weight_decay` at the recipe's peak rate.
+    size needs no other rate. Their decay is a share of the weights that each image takes off, `recipe.weight_decay` at the
+    recipe's peak rate.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, batch: int, products: torch.dtype) -> None:
