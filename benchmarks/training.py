@@ -52,7 +52,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from sightline.allocation import kept_memory
-from sightline.augment import ColorJitter, HorizontalFlip, RandomCrop, augment, bind, to_albumentations
+from sightline.augment import ColorJitter, HorizontalFlip, RandomCrop, bind, to_albumentations
 from sightline.datasets import Dataset as Images
 from sightline.datasets import Split
 from sightline.models import FastNet, best_device, build
@@ -177,7 +177,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def loader(options: argparse.Namespace) -> dict[str, Any]:
-    """Each recipe's augmentation alone on CIFAR-sized images: whole batches of 512, Albumentations one by one."""
+    """What gives a net its images, CIFAR-sized, of each recipe: whole batches of 512, Albumentations one by one."""
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
@@ -200,7 +200,7 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             for _ in range(10):  # epochs: one is over before the processor has warmed to it
                 for chosen, images in learner.images.batches(torch.randperm(2048, generator=stream), 512):
-                    learner.normalise(augment(policy, images, stream, chosen))
+                    learner.inputs(chosen, images, stream)
             rates["whole batches"].append(20480 / (time.perf_counter() - start))
         found[name] = {side: values[1:] for side, values in rates.items()}  # the first round warms up
         found[name]["ratio"] = [b / a for a, b in zip(*found[name].values(), strict=True)]
@@ -437,9 +437,9 @@ def parts_of_strong(strong: Recipe) -> dict[str, Recipe]:
         "SGD instead of muon": replace(strong, optimizer="sgd", max_lr=0.1, weight_decay=5e-4),
         "full size throughout": replace(strong, sizes=()),
         "from half the side": smaller,
-        "from half the side, SGD instead of muon": replace(smaller, optimizer="sgd", max_lr=0.1, weight_decay=5e-4),
-        "from half the side, half the rate": replace(smaller, max_lr=0.01),
-        "from half the side, 1.5 times the rate": replace(smaller, max_lr=0.03),
+        "from half the side and SGD instead of muon": replace(smaller, optimizer="sgd", max_lr=0.1, weight_decay=5e-4),
+        "from half the side at half the rate": replace(smaller, max_lr=0.01),
+        "from half the side at 1.5 times the rate": replace(smaller, max_lr=0.03),
         "batch 256": replace(strong, batch_size=256, max_lr=0.03),
         "no flip": replace(strong, augment=(crop, hole)),
         "no crop": replace(strong, augment=(flip, hole)),

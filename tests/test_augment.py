@@ -165,6 +165,32 @@ def test_a_batch_is_a_new_batch_of_the_same_kind_in_any_memory_format(transform:
     assert torch.equal(look((transform,), images, seeded()), result)
 
 
+@pytest.mark.parametrize("shape", [(8, 3, 20, 32), (8, 1, 32, 20), (8, 4, 9, 9), (0, 3, 32, 32)])
+@pytest.mark.parametrize(
+    "transform", [RandomCrop(2), RandomCrop(0), Shift(1.0), CoarseDropout(8, 0.7, (7.0,)), RandomErasing(fill=(3.0,))]
+)
+def test_channels_that_lie_last_stay_so_and_give_the_same_whatever_the_shape(
+    transform: Transform, shape: tuple[int, int, int, int]
+) -> None:
+    images = noise(*shape)
+    stored = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    result = augment((transform, HorizontalFlip()), stored, seeded())
+    assert torch.equal(result, augment((transform, HorizontalFlip()), images, seeded()))
+    assert result.is_contiguous(memory_format=torch.channels_last) or not len(images)  # none is laid out so, says torch
+
+
+def test_a_transform_that_is_faster_on_planes_is_given_planes() -> None:
+    stored, seen = noise().contiguous(memory_format=torch.channels_last), []
+
+    class Spy(Grey):
+        def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+            seen.append(images.is_contiguous())
+            return super().__call__(images, generator)
+
+    augment((HorizontalFlip(), Spy()), stored, seeded())
+    assert seen == [True]
+
+
 def test_a_batch_equals_its_images_one_by_one_with_the_same_draws() -> None:
     images, generator = noise(12), seeded(3)
     offsets = torch.randint(0, 9, (12, 2), generator=generator)

@@ -191,6 +191,19 @@ def test_normalise_gives_mean_0_and_deviation_1() -> None:
     np.testing.assert_allclose(x, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 8, 6), (5, 1, 6, 8), (1, 3, 1, 1), (0, 3, 8, 8)])
+def test_normalise_gives_the_same_channels_first_and_last(shape: tuple[int, int, int, int]) -> None:
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    channels = shape[1]
+    normalise = Normalise((0.1, 0.5, 0.9)[:channels], (0.2, 0.3, 0.4)[:channels])
+    first = normalise(images)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        last = normalise(given, torch.channels_last)
+        assert torch.equal(last, first)
+        assert last.is_contiguous(memory_format=torch.channels_last) or not len(images)  # none is laid out so, says torch
+    assert first.is_contiguous()
+
+
 def test_importing_sightline_imports_no_torch() -> None:
     code = "import sys, sightline, sightline.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0

@@ -47,7 +47,7 @@ def predict(
     for start in range(0, n, batch):
         piece = slice(start, start + batch)
         images = to_device(np.array(split.images[piece if rows is None else rows[piece]]), device)
-        x = arithmetic.format(normalise(view(images)))
+        x = normalise(view(images), arithmetic.memory_format)
         with arithmetic.autocast(device):
             parts.append(model(x).float().cpu())
         on_progress(min(start + batch, n), n)

@@ -56,7 +56,12 @@ class Precision:
 
     def format(self, images: Tensor) -> Tensor:
         """Return a batch (N, C, H, W) in this memory format."""
-        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        return images.contiguous(memory_format=self.memory_format)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How the model and its images lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the model's forward pass runs."""

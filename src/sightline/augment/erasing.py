@@ -44,7 +44,7 @@ class CoarseDropout:
         Raises RecipeError where `fill` is still "mean" or has another number of channels than the images.
         """
         sides = (self.size * chosen)[:, None].expand(-1, 2)
-        return select(inside(torch.cat((corners, sides), 1), images), filling(self, images), images)
+        return _filled(images, torch.cat((corners, sides), 1), filling(self, images))
 
 
 @dataclass(frozen=True)
@@ -82,4 +82,16 @@ class RandomErasing:
 
     def apply(self, images: Tensor, boxes: Tensor) -> Tensor:
         """Fill boxes (N, 4) int64: top, left, height, width in pixels; a height or width of 0 leaves an image as it is."""
-        return select(inside(boxes, images), filling(self, images), images)
+        return _filled(images, boxes, filling(self, images))
+
+
+def _filled(images: Tensor, boxes: Tensor, levels: Tensor) -> Tensor:
+    """Put the levels (1, C or 1, 1, 1) into boxes (N, 4) int64: top, left, height, width."""
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        return select(inside(boxes, images), levels, images)
+    # A plane an image, where the channels of a pixel are columns: what is as long as a row is computed many times as fast.
+    n, channels, height, width = images.shape
+    plane = images.permute(0, 2, 3, 1).reshape(n, 1, height, width * channels)
+    row = levels.expand(1, channels, 1, width).permute(0, 2, 3, 1).reshape(1, 1, 1, width * channels)
+    boxes = boxes * torch.tensor([1, channels, 1, channels])
+    return select(inside(boxes, plane), row, plane).view(n, height, width, channels).permute(0, 3, 1, 2)

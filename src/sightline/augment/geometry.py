@@ -195,24 +195,33 @@ class VerticalFlip(Chosen):
 
 def _window(images: Tensor, corners: Tensor, fill: Tensor | None) -> Tensor:
     """Cut windows of the images' own size with the top-left corners (N, 2); beyond the edge is `fill`, or a reflection."""
-    n, channels, height, width = images.shape
-    device, reach = images.device, int(corners[:, 1].abs().max()) if n else 0
-    corners, images = corners.to(device), images.contiguous()
-    beyond = reflect(torch.cat((torch.arange(-reach, 0), torch.arange(width, width + reach))), width).to(device)
-    sides = images.index_select(3, beyond)
-    wide = torch.cat((sides[..., :reach], images, sides[..., reach:]), 3)
-    # A row of a window is `width` pixels that lie together in memory. To copy each from where it starts is many times as
-    # fast as to gather its pixels, on a CPU.
-    rows = torch.arange(height, device=device) + corners[:, :1]
-    first = torch.arange(n * channels, device=device).view(n, channels, 1) * height + reflect(rows, height)[:, None]
-    starts = first * wide.shape[3] + (corners[:, 1] + reach)[:, None, None]
-    runs = wide.view(-1).as_strided((max(wide.numel() - width + 1, 0), width), (1, 1))
-    cut = runs.index_select(0, starts.view(-1)).view(images.shape)
+    if fill is None and images.is_contiguous(memory_format=torch.channels_last):  # then it stays so: rows are longer
+        return _reflected(images.permute(0, 2, 3, 1)[:, None], corners)[:, 0].permute(0, 3, 1, 2)
+    cut = _reflected(images.contiguous()[..., None], corners)[..., 0]
     if fill is None:
         return cut
-    columns = torch.arange(width, device=device) + corners[:, 1:]
+    height, width = images.shape[2:]
+    rows, columns = (torch.arange(n) + corners[:, i : i + 1] for i, n in enumerate((height, width)))
     seen = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    return select(seen[:, None], cut, fill)
+    return select(seen[:, None].to(images.device), cut, fill)
+
+
+def _reflected(planes: Tensor, corners: Tensor) -> Tensor:
+    """Cut windows with the top-left corners (N, 2) from planes (N, P, H, W, D) of pixels of D bytes that lie together."""
+    n, count, height, width, depth = planes.shape
+    device, (down, reach) = planes.device, corners.abs().amax(0).tolist() if n else (0, 0)
+    beyond = reflect(torch.cat((torch.arange(-reach, 0), torch.arange(width, width + reach))), width).to(device)
+    sides = planes.index_select(3, beyond)
+    wide = torch.cat((sides[..., :reach, :], planes, sides[..., reach:, :]), 3)
+    # A row of a window is `width` pixels that lie together in memory. To copy each from where it starts is many times as
+    # fast as to gather its pixels, on a CPU.
+    places = reflect(torch.arange(-down, height + down), height).unfold(0, height, 1).contiguous()  # of each corner's rows
+    rows = places.index_select(0, corners[:, 0] + down).to(device)
+    first = torch.arange(n * count, device=device).view(n, count, 1) * height + rows[:, None]
+    starts = (first * wide.shape[3] + (corners[:, 1].to(device) + reach)[:, None, None]) * depth
+    row = width * depth
+    runs = wide.view(-1).as_strided((max(wide.numel() - row + 1, 0), row), (1, 1))
+    return runs.index_select(0, starts.view(-1)).view(planes.shape)
 
 
 def _warp(images: Tensor, sources: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from .quality import Blur, Jpeg, Noise
 from .remedies import Backdrop, Erase, Frame, Recombine, Restyle, Stamp, Tint
 from .trivial import TrivialAugmentWide
 
+# Those that leave channels last in memory, as they are stored, and are fast there; the others are faster on planes.
+AS_STORED = (RandomCrop, Shift, HorizontalFlip, VerticalFlip, CoarseDropout, RandomErasing)
+
 
 def augment(
     policy: Sequence[Transform], images: Tensor, generator: Generator, ids: Tensor | None = None, epoch: int = 0
@@ -33,6 +36,8 @@ def augment(
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise DataError(f"augment: images are {images.dtype} {tuple(images.shape)}; give a uint8 batch (N, C, H, W)")
     for transform in policy:
+        if not isinstance(transform, AS_STORED):
+            images = images.contiguous()
         if isinstance(transform, HorizontalFlip) and transform.alternating and ids is not None:
             images = transform.apply(images, transform.turn(ids, epoch))
         else:

@@ -149,7 +149,7 @@ class Subject:
         with torch.inference_mode():
             parts = []
             for some in images.split(at_once(self.size, self.device)):
-                x = self.arithmetic.format(self.normalise(some.to(self.device)))
+                x = self.normalise(some.to(self.device), self.arithmetic.memory_format)
                 with self.arithmetic.autocast(self.device):
                     parts.append(self.model(x).float().cpu())
             return torch.cat(parts).clone()

@@ -95,7 +95,7 @@ class Learner:
         if self.mixing:
             which = int(torch.randint(len(self.mixing), (), generator=generator))
             images, partner, share = self.mixing[which].mix(images, generator)
-        x = scaled(self.normalise(images), scale)
+        x = scaled(self.normalise(images, self.arithmetic.memory_format), scale)
         return self.arithmetic.format(x), partner.to(x.device), share.to(x.device)
 
     def loss(
