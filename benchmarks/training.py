@@ -1,12 +1,13 @@
 """What training costs here: against the plain stack that Sightline starts from, and against airbench94-muon.
 
     python benchmarks/training.py                    all but the long ones: throughput, loader, share (ten minutes)
-    python benchmarks/training.py SECTION …          some of: throughput, loader, share, runs, elsewhere, ablation
+    python benchmarks/training.py SECTION …          some of: throughput, loader, share, busy, runs, elsewhere, ablation
         [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--width 0.5] [--data-dir DIR]
 
 throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
 loader       images/s of each built-in recipe's augmentation alone: whole batches, and Albumentations image by image
 share        the share of the machine's matrix throughput, in the same arithmetic, that a training step sustains
+busy         seconds of a short training, alone and beside a process that takes a core, by how threads wait for each other
 runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the
              trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
              wanted, @ and times its width if wanted, or airbench (benchmarks/airbench.py).  Hours.
@@ -29,6 +30,7 @@ import time
 START = time.perf_counter()
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -38,7 +40,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -288,6 +290,37 @@ def once(options: argparse.Namespace, key: str, measure: Callable[[], dict[str, 
     return figures
 
 
+def busy(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of two epochs on generated scenes, from the process's start: alone and beside a process that takes a core."""
+    recipes = {"small": load_recipe("small"), "fast, half the width": load_recipe("fast").with_(width=0.5)}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in recipes}
+    for name, recipe in recipes.items():
+        train_it = partial(one, name, 0, None, recipe.with_(epochs=2), "planted:clean")
+        train_it()  # chooses the arithmetic
+        for _ in range(options.rounds):
+            for beside, waiting in itertools.product((False, True), ("as OpenMP does", "asleep")):
+                with _taken_core() if beside else nullcontext():
+                    figures = train_it(environment={"OMP_WAIT_POLICY": "passive"} if waiting == "asleep" else {})
+                side = f"{'beside a busy process' if beside else 'alone'}, threads wait {waiting}"
+                found[name].setdefault(side, []).append(figures["seconds_to_model"])
+    rows = [
+        (name, side, *(f"{f(seconds):.1f}" for f in (statistics.median, min, max)))
+        for name, sides in found.items()
+        for side, seconds in sides.items()
+    ]
+    console.print(table(("recipe", "", "seconds", "least", "most"), rows, left=("recipe", "")))
+    return found
+
+
+@contextmanager
+def _taken_core() -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
 def recipe_of(side: str) -> Recipe:
     """Say what a side is: "fast", "fast15" with 15 epochs, "fast@1.25" with 1.25 times the width."""
     named, _, width = side.partition("@")
@@ -296,9 +329,15 @@ def recipe_of(side: str) -> Recipe:
 
 
 def one(
-    side: str, seed: int, data_dir: Path | None, recipe: Recipe | None = None, data: str = "cifar10", *options: str
+    side: str,
+    seed: int,
+    data_dir: Path | None,
+    recipe: Recipe | None = None,
+    data: str = "cifar10",
+    *options: str,
+    environment: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """Train once in a process of its own, and return its figures."""
+    """Train once in a process of its own, with more of an environment, and return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         if side == "airbench":
@@ -309,7 +348,9 @@ def one(
             command = [__file__, "child", "--recipe", json.dumps(chosen.to_dict()), "--data", data, "--seed", str(seed), *options]
             command += ["--json", str(out), "--folder", str(Path(folder, "run"))]
             command += ["--data-dir", str(data_dir)] if data_dir else []
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
+        )
         result = json.loads(out.read_text())
     kept = ("single_view", "mirror", "six_views", "views", "seconds_to_model", "seconds_with_testing", "peak_bytes")
     return {key: float(result[key]) for key in kept if result.get(key) is not None}
@@ -487,7 +528,7 @@ def _spread(figures: dict[str, Any]) -> str:
 SIDES = "fast,airbench"
 WITHOUT = ("whitening", "last convolution")  # what `ablation` takes from the net itself
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    f.__name__: f for f in (throughput, loader, share, runs, elsewhere, ablation)
+    f.__name__: f for f in (throughput, loader, share, busy, runs, elsewhere, ablation)
 }
 
 
