@@ -93,6 +93,23 @@ def test_peak_is_where_the_loss_is_lowest() -> None:
     assert abs(math.log10(test.peak) - lowest) < 0.06
 
 
+def test_a_net_that_ends_in_guessing_is_no_descent() -> None:
+    # Three sweeps of a ResNet-18 that learns little in 62 steps: a rise from 2.4, and back to ln 10 at rates near 1.
+    x = np.linspace(-5, 1, 62)
+    guess = math.log(10)
+    little = 2.40 - 0.07 / (1 + np.exp(-4 * (x + 3.8))) + 0.25 * np.exp(-(((x + 1.5) / 0.6) ** 2)) + np.exp(3 * (x - 0.5))
+    little = np.where(x > -0.9, np.minimum(little, guess) + np.exp(3 * (x - 0.5)), little)
+    assert little.argmin() > 40  # at a rate of 0.2 or so
+    found = suggest(10**x, little)
+    assert found.peak is not None
+    assert -4 < math.log10(found.peak) < -2
+    # Behind a rise something that is clearly lower counts: it was a bump.
+    deeper = np.where(x > -1.2, little - 0.8 * np.exp(-((x + 0.5) ** 2) / 0.1), little)
+    peak = suggest(10**x, deeper).peak
+    assert peak is not None
+    assert -1 < math.log10(peak) < 0.1
+
+
 def test_valley_lies_inside_the_descent_and_above_nothing_diverged() -> None:
     rates = np.geomspace(1e-5, 10, 200)
     test = suggest(rates, np.array([textbook(lr) for lr in rates]))

@@ -25,6 +25,7 @@ from sightline.models import Normalise, build, to_device
 from sightline.precision import Precision
 from sightline.recipe import Recipe
 from sightline.runs import Run
+from sightline.schedule import RangeTest
 from sightline.training import Progress, find_lr, loop, train
 from sightline.training.learner import stream
 
@@ -385,6 +386,25 @@ def test_the_range_test_leaves_model_and_random_state_as_they_were(blobs: Datase
     assert not learner.model.training
     assert len(tests) == 2
     assert not np.array_equal(tests[0].losses, tests[1].losses)
+
+
+def test_sweeps_too_short_for_a_descent_are_followed_by_longer_ones(
+    blobs: Dataset, quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def sweep(step: object, steps: int) -> RangeTest:
+        asked.append(steps)
+        lrs = np.logspace(-5, 1, steps)
+        return RangeTest(lrs, np.ones(steps), np.ones(steps), None, None, 0.01 if steps == 200 else None)
+
+    monkeypatch.setattr("sightline.training.rate.range_test", sweep)
+    learner = training.Learner.make(blobs, quick, Precision(), seed=0, device=torch.device("cpu"))
+    assert [test.peak for test in find_lr(learner, quick)] == 3 * [0.01]
+    assert asked == 3 * [60] + 3 * [200]
+    asked.clear()
+    assert [test.peak for test in find_lr(learner, quick, steps=60)] == 3 * [None]  # as it was told
+    assert asked == 3 * [60]
 
 
 def test_auto_takes_the_median_of_three_sweeps(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:

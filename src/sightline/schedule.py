@@ -136,14 +136,14 @@ def suggest(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
     The fit is local linear regression (see `_fit`): single spikes don't move it, and it doesn't lag as a running mean does.
     steepest: where the fitted line falls most steeply over log-rate, on the way to the minimum. valley: half-way along the
     longest decreasing subsequence of the fit, the rule of fastai (https://docs.fast.ai/callback.schedule.html). Both are rates
-    for a training at a constant rate. peak: where the fit is lowest, the end of the descent; there Smith puts the peak of
-    one-cycle (https://arxiv.org/abs/1708.07120, section 4.1). None is given where the loss falls by less than 2 %.
+    for a training at a constant rate. peak: where the fit is lowest, the end of the descent (see `_bottom`); there Smith puts the
+    peak of one-cycle (https://arxiv.org/abs/1708.07120, section 4.1). None is given where the loss falls by less than 2 %.
     """
     if len(lrs) < 8:
         return RangeTest(lrs, losses, losses.copy(), None, None, None)
     smooth, _ = _fit(np.log10(lrs), losses, share=0.2)
     _, slope = _fit(np.log10(lrs), losses, share=0.3)  # noise hurts a slope more than a height
-    bottom = int(np.argmin(smooth))
+    bottom = _bottom(smooth)
     if bottom < 2 or smooth[bottom] > (1 - TOLD_APART) * smooth[:bottom].max():
         return RangeTest(lrs, losses, smooth, None, None, None)
     first, last = _longest_descent(smooth)
@@ -172,6 +172,21 @@ def combine(tests: Sequence[RangeTest]) -> Suggestion:
         doubts.append(f"the loss did not rise again in {open_ended} of {n} sweeps: a higher rate may be better")
     steepest, valley = (_estimate([getattr(test, name) for test in tests]) for name in ("steepest", "valley"))
     return Suggestion(steepest, valley, peak, tuple(doubts))
+
+
+def _bottom(smooth: NDArray[np.float64]) -> int:
+    """Where the fit is lowest; but what comes after a rise must be clearly lower than what came before it.
+
+    At rates far too high a net ends by giving the same answer for every image: its loss comes back from the rise to a guess's,
+    and is no better a rate for that. Where the net learned little before, that is the lowest loss of all.
+    """
+    bottom, top = 0, smooth[0]  # top: the highest since the bottom
+    for i, loss in enumerate(smooth):
+        bound = smooth[bottom] * (1 - 2 * TOLD_APART if top > (1 + TOLD_APART) * smooth[bottom] else 1)
+        if loss < bound:
+            bottom, top = i, loss
+        top = max(top, loss)
+    return bottom
 
 
 def _estimate(rates: Sequence[float | None]) -> Estimate | None:

@@ -37,7 +37,7 @@ from . import memory
 from .learner import Learner, Total, choose_arithmetic, scaled, stream
 from .optimizers import Average, averaged, make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
-from .rate import find_lr, suggested, sweep_steps
+from .rate import find_lr, suggested
 from .state import State
 
 CHECKPOINT_SECONDS = 60.0
@@ -115,7 +115,7 @@ def _train(
     if "max_lr" not in state:
         state["max_lr"], state["range_tests"], state["suggestion"] = recipe.max_lr, [], None
         if recipe.max_lr == "auto":
-            tests = find_lr(learner, recipe, steps=sweep_steps(sum(steps)), seed=seed, on_progress=on_progress)
+            tests = find_lr(learner, recipe, seed=seed, on_progress=on_progress)
             state["max_lr"], together = suggested(tests)
             state["range_tests"], state["suggestion"] = [test.to_dict() for test in tests], together.to_dict()
         runs.save_state(folder, {}, state)

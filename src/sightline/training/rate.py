@@ -24,12 +24,15 @@ from .progress import OnProgress, Progress, silent
 Drawn = tuple[tuple[Tensor, Tensor], Generator]
 
 
+LONGEST = 200  # steps of a sweep
+
+
 def sweep_steps(training: int) -> int:
     """The steps of a sweep for a training of so many: a tenth, but 60 to 200.
 
     Short sweeps put the peak too low: the net can't learn enough before the rate is too high for it.
     """
-    return min(200, max(60, training // 10))
+    return min(LONGEST, max(60, training // 10))
 
 
 def find_lr(
@@ -38,10 +41,21 @@ def find_lr(
     *,
     seed: int = 0,
     sweeps: int = 3,
-    steps: int = 200,
+    steps: int | None = None,
     on_progress: OnProgress = silent,
 ) -> list[RangeTest]:
-    """Run `sweeps` range tests of the recipe on fresh draws of the images; model and random state come back as they were."""
+    """Run `sweeps` range tests of the recipe on fresh draws of the images; model and random state come back as they were.
+
+    steps: of each sweep; if not given, `sweep_steps` of the recipe's training, or LONGEST where with these none finds a descent.
+    """
+    some = steps or sweep_steps(sum(recipe.steps(len(learner.images))))
+    tests = _sweep(learner, recipe, seed, sweeps, some, on_progress)
+    if steps is None and some < LONGEST and all(test.peak is None for test in tests):
+        tests = _sweep(learner, recipe, seed, sweeps, LONGEST, on_progress)
+    return tests
+
+
+def _sweep(learner: Learner, recipe: Recipe, seed: int, sweeps: int, steps: int, on_progress: OnProgress) -> list[RangeTest]:
     n = len(learner.images)
     batch = recipe.batch(n)
     tests: list[RangeTest] = []
@@ -81,12 +95,12 @@ def range_tests(
 ) -> list[RangeTest]:
     """Run the range test of `recipe` on `data` with fresh weights, as `train` does for a rate of "auto".
 
-    steps: of each sweep, `sweep_steps` of the recipe's training if not given.
+    steps: as `find_lr` takes them.
     """
-    where, n = device_of(device), len(data.train)
-    steps = steps or sweep_steps(sum(recipe.steps(n)))
+    where = device_of(device)
     on_progress(Progress("precision"))
-    arithmetic = choose_arithmetic(precision, recipe, data, sweeps * steps, where)
+    some = steps or sweep_steps(sum(recipe.steps(len(data.train))))
+    arithmetic = choose_arithmetic(precision, recipe, data, sweeps * some, where)
     learner = Learner.make(data, recipe, arithmetic, seed=seed, device=where)
     return find_lr(learner, recipe, sweeps=sweeps, steps=steps, seed=seed, on_progress=on_progress)
 
