@@ -6,7 +6,7 @@ classic   ResNet-18, Adam, RandomCrop + CoarseDropout, One-Cycle, 20 epochs: the
 strong    The same ResNet-18 and 20 epochs with orthogonalised updates, flips, mild holes, label smoothing and averaged weights.
           Images grow during its first half. `sightline train cifar10 -r strong --dev 0 -o RUN`: not yet run as it is now. With
           SGD in their place and smaller images it took 2 hours on the same two cores: 93.19 %, with the mirror image 93.82 %
-          (n = 1 seed); at a quarter of the width and half the epochs they are worth 2 to 3 points (held-out images, n = 1).
+          (n = 1 seed); at a quarter of the width and half the epochs they are worth 3 points (held-out images, n = 1 or 2).
 fast      A small, wide net, orthogonalised updates, images that grow and, towards the end, the hardest of them only.
           `sightline train cifar10 -r fast --dev 0 -o RUN`: 9 to 10 minutes on the same two cores; 92.65 %, with more views
           of unsure images 93.83 % (n = 1 seed); with `--epochs 8` 7 minutes, 92.62 ± 0.08 and 93.43 ± 0.11 %; with
