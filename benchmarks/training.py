@@ -5,7 +5,7 @@
         [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--width 0.5] [--data-dir DIR]
 
 throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
-loader       images/s of each built-in recipe's augmentation alone: whole batches, and Albumentations image by image
+loader       images/s of what gives a net its images, of each built-in recipe: whole batches, and Albumentations image by image
 share        the share of the machine's matrix throughput, in the same arithmetic, that a training step sustains
 busy         seconds of a short training, alone and beside a process that takes a core, by how threads wait for each other
 runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the

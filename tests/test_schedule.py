@@ -100,13 +100,23 @@ def test_a_net_that_ends_in_guessing_is_no_descent() -> None:
     little = 2.42 - 0.08 / (1 + np.exp(-4 * (x + 4))) + 0.25 * np.exp(-(((x + 1.8) / 0.5) ** 2)) + diverging
     little = np.where(x > -1.3, math.log(10) + diverging, little)
     assert -1.3 < x[little.argmin()] < 0
-    peak = suggest(10**x, little).peak
+    found = suggest(10**x, little)
+    assert found.peak is not None
+    assert found.valley is not None
+    assert -4 < math.log10(found.peak) < -2.2
+    assert found.valley <= found.peak
+    # Behind the rise it has to fall by as much again as before.
+    assert suggest(10**x, np.where(x > -1.3, little - 0.05, little)).peak == found.peak
+    further = suggest(10**x, np.where(x > -1.3, little - 0.4, little)).peak
+    assert further is not None
+    assert -1.3 < math.log10(further) < 0.3
+    learned = little - 0.37 / (1 + np.exp(-4 * (x + 4)))  # by 0.45 before the rise; 0.17 lower behind it is not as much
+    peak = suggest(10**x, np.where(x > -1.3, learned - 0.13, learned)).peak
     assert peak is not None
     assert -4 < math.log10(peak) < -2.2
-    # What is clearly lower counts behind a rise, too: that was a bump.
-    peak = suggest(10**x, np.where(x > -1.3, little - 0.4, little)).peak
-    assert peak is not None
-    assert -1.3 < math.log10(peak) < 0.3
+    # A rise that could be noise ends nothing.
+    ripple = np.array([textbook(10.0**at) for at in x]) + 0.02 * np.sin(9 * x)
+    assert suggest(10**x, ripple).peak == 10 ** x[suggest(10**x, ripple).smooth.argmin()]
 
 
 def test_valley_lies_inside_the_descent_and_above_nothing_diverged() -> None:

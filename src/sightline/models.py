@@ -300,8 +300,7 @@ class Normalise:
         self.scale = 1 / (255 * torch.tensor(std, device=device)[:, None, None])
 
     def __call__(self, images: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        # In place: with new memory a step it takes ten times as long, and so do channels that lie last without being laid out
-        # as one row an image.
+        # In place and over long rows: with new memory a step, or rows of three channels, it takes ten times as long.
         if memory_format is torch.channels_last:
             levels = images.permute(0, 2, 3, 1).contiguous().float()
             shift, scale = (each.expand(-1, *images.shape[2:]).permute(1, 2, 0).flatten() for each in (self.shift, self.scale))

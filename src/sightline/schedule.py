@@ -135,9 +135,10 @@ def suggest(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
 
     The fit is local linear regression (see `_fit`): single spikes don't move it, and it doesn't lag as a running mean does.
     steepest: where the fitted line falls most steeply over log-rate, on the way to the minimum. valley: half-way along the
-    longest decreasing subsequence of the fit, the rule of fastai (https://docs.fast.ai/callback.schedule.html). Both are rates
-    for a training at a constant rate. peak: where the fit is lowest, the end of the descent (see `_bottom`); there Smith puts the
-    peak of one-cycle (https://arxiv.org/abs/1708.07120, section 4.1). None is given where the loss falls by less than 2 %.
+    longest decreasing subsequence of the fit up to there, the rule of fastai (https://docs.fast.ai/callback.schedule.html). Both
+    are rates for a training at a constant rate. peak: where the fit is lowest, the end of the descent (see `_bottom`); there
+    Smith puts the peak of one-cycle (https://arxiv.org/abs/1708.07120, section 4.1). None is given where the loss falls by less
+    than 2 %.
     """
     if len(lrs) < 8:
         return RangeTest(lrs, losses, losses.copy(), None, None, None)
@@ -146,7 +147,7 @@ def suggest(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
     bottom = _bottom(smooth)
     if bottom < 2 or smooth[bottom] > (1 - TOLD_APART) * smooth[:bottom].max():
         return RangeTest(lrs, losses, smooth, None, None, None)
-    first, last = _longest_descent(smooth)
+    first, last = _longest_descent(smooth[: bottom + 1])
     steepest, valley = int(np.argmin(slope[: bottom + 1])), (first + last) // 2
     return RangeTest(lrs, losses, smooth, float(lrs[steepest]), float(lrs[valley]), float(lrs[bottom]))
 
@@ -175,15 +176,17 @@ def combine(tests: Sequence[RangeTest]) -> Suggestion:
 
 
 def _bottom(smooth: NDArray[np.float64]) -> int:
-    """Where the fit is lowest; but what comes after a rise must be clearly lower than what came before it.
+    """Where the fit is lowest; but behind a rise only if it falls there by as much again as before, and clearly.
 
-    At rates far too high a net ends by giving the same answer for every image: its loss comes back from the rise to a guess's,
-    and is no better a rate for that. Where the net learned little before, that is the lowest loss of all.
+    At rates far too high a net ends by giving nearly the same answer for every image: its loss comes back from the rise, and the
+    rate is no better for that. Where the net learned little before, that is the lowest loss of all. Rises of less than a fifth
+    of what the loss had fallen are noise.
     """
     bottom, top = 0, smooth[0]  # top: the highest since the bottom
     for i, loss in enumerate(smooth):
-        bound = smooth[bottom] * (1 - 2 * TOLD_APART if top > (1 + TOLD_APART) * smooth[bottom] else 1)
-        if loss < bound:
+        clear, fallen = 2 * TOLD_APART * smooth[bottom], smooth[0] - smooth[bottom]
+        risen = top - smooth[bottom] > max(clear, fallen / 5)
+        if loss < smooth[bottom] - (max(clear, fallen) if risen else 0):
             bottom, top = i, loss
         top = max(top, loss)
     return bottom

@@ -21,10 +21,8 @@ from .learner import Learner, choose_arithmetic, stream
 from .optimizers import make_optimizer, set_rate
 from .progress import OnProgress, Progress, silent
 
-Drawn = tuple[tuple[Tensor, Tensor], Generator]
-
-
 LONGEST = 200  # steps of a sweep
+Drawn = tuple[tuple[Tensor, Tensor], Generator]
 
 
 def sweep_steps(training: int) -> int:
