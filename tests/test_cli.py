@@ -113,16 +113,14 @@ def test_summary_says_the_parameters(sightline: Sightline) -> None:
     assert "11,173,962 parameters" in out and "512×4×4" in out
 
 
-def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, folder: Path, tmp_path: Path) -> None:
+def test_lr_draws_the_curve_and_gives_values(sightline: Sightline, tmp_path: Path) -> None:
     arguments = (
         "lr",
-        folder,
+        "planted:clean",
         "-r",
         "small",
         "--steps",
         40,
-        "--batch-size",
-        16,
         "--precision",
         "fp32",
         "-o",
