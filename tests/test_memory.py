@@ -39,6 +39,13 @@ def test_the_largest_batch_is_found_by_halving(fits: int) -> None:
     assert fits - max(1, fits // 16) <= found <= fits
 
 
+@pytest.mark.parametrize(
+    "said", ["[…] can't allocate memory: you tried …", "MPS backend out of memory (MPS allocated: 17.90 GiB …)"]
+)
+def test_what_says_that_memory_ran_out_is_understood(said: str) -> None:
+    assert memory.is_out_of_memory(RuntimeError(said))
+
+
 def test_another_error_is_not_taken_for_it() -> None:
     def step(images: int) -> None:
         raise RuntimeError("shapes do not match")

@@ -77,7 +77,7 @@ def demo(
 
     folder = folder or _new_folder(Path("runs/demo"))
     mended = folder.with_name(f"{folder.name}-fix")
-    quick = load_recipe("fast").with_(width=0.5, epochs=8)  # it is trained five times
+    quick = load_recipe("fast").with_(width=0.25, epochs=8)  # it is trained five times
     with Bars() as bars:
         run = train("planted", folder, recipe=quick, seed=seed, on_progress=bars.training)
         data = run.dataset()

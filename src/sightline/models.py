@@ -161,9 +161,9 @@ class FastNet(nn.Module):
         the rows of E/√(λ + 5e-4), with the eigenvectors E and eigenvalues λ of the patches' second moments.
         """
         self.reduction = max(min(images.shape[2:]) // 64, 1)
-        images = self._reduced(images)
+        images = self._reduced(images).cpu()  # Apple's GPUs have no float64
         channels = images.shape[1]
-        sums, count = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64, device=images.device), 0
+        sums, count = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64), 0
         for some in images.split(500):
             patches = F.unfold(some, 2).double().transpose(1, 2).reshape(-1, 4 * channels)
             sums, count = sums + patches.T @ patches, count + len(patches)

@@ -204,13 +204,18 @@ def _seconds(
             F.cross_entropy(logits.float(), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait(device)
             times.append(time.perf_counter() - start)
     except Exception as error:  # no compiler, an operator without bfloat16, …: then it is simply not a candidate
         logging.getLogger(__name__).info("%s does not run here: %s", precision, error)
         return float("inf")
     return statistics.median(times[len(times) // 2 :]) * n / part  # the first steps allocate, and may compile
+
+
+def wait(device: torch.device) -> None:
+    """Wait for all that an accelerator was asked to do: a call returns before its work is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,7 @@ class TrivialAugmentWide:
             if len(rows) and name in GEOMETRY:
                 result[rows] = _moved(images[rows], _matrices(name, signed[rows].cpu(), *images.shape[2:]))
             elif len(rows):
-                result[rows] = _recoloured(name, images[rows], levels[rows].to(images.device)[:, None, None, None])
+                result[rows] = _recoloured(name, images[rows], levels[rows].cpu()[:, None, None, None])
         return result
 
 
@@ -54,7 +54,9 @@ OPERATIONS = (
 
 
 def _recoloured(name: str, images: Tensor, level: Tensor) -> Tensor:
-    """Return images (n, C, H, W) after one of the operations that leave every pixel in its place; level (n, 1, 1, 1)."""
+    """Return images (n, C, H, W) after an operation that leaves every pixel in its place; level (n, 1, 1, 1) is on the CPU."""
+    factors = (0.01 + level.double() * 1.99 / 30).float().to(images.device)  # Apple's GPUs have no float64
+    level = level.to(images.device)
     match name:
         case "identity":
             return images
@@ -67,7 +69,6 @@ def _recoloured(name: str, images: Tensor, level: Tensor) -> Tensor:
         case "posterize":
             dropped = level * 6 // 30
             return (images >> dropped << dropped).to(torch.uint8)
-    factors = (0.01 + level.double() * 1.99 / 30).float()
     none = _degenerate(name, images)
     # Pillow's Image.blend: what a factor of 0 gives, the image at 1, and beyond; decimals cut off
     return (none + factors * (images - none)).clamp(0, 255).to(torch.uint8)
@@ -109,11 +110,12 @@ def _moved(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _autocontrast(images: Tensor) -> Tensor:
-    low, high = images.amin((2, 3), keepdim=True).double(), images.amax((2, 3), keepdim=True).double()
-    # Pillow's operations in its order: 254.99… may come out, and is cut off to 254. (255 / tensor is a reciprocal first.)
-    scale = torch.full_like(high, 255) / (high - low).clamp(min=1)
-    stretched = (images * scale - low * scale).clamp(0, 255).to(torch.uint8)
-    return torch.where(high > low, stretched, images)
+    low, high = (images.flatten(2).amin(2).cpu().double(), images.flatten(2).amax(2).cpu().double())
+    # Pillow's table of 256 levels, by its operations in its order: 254.99… may come out, and is cut off to 254.
+    scale, levels = torch.full_like(high, 255) / (high - low).clamp(min=1), torch.arange(256, dtype=torch.float64)
+    table = (levels * scale[..., None] - (low * scale)[..., None]).clamp(0, 255).to(torch.uint8)
+    table = torch.where((high > low)[..., None], table, levels.to(torch.uint8)).to(images.device)
+    return table.gather(2, images.flatten(2).long()).view(images.shape)
 
 
 def _equalize(images: Tensor) -> Tensor:
@@ -134,7 +136,9 @@ def _degenerate(name: str, images: Tensor) -> Tensor:
         case "color":
             return grey(images)
         case "contrast":
-            return (grey(images).double().mean((1, 2, 3), keepdim=True) + 0.5).int()
+            light = grey(images)
+            pixels = light[0].numel()
+            return ((2 * light.long().sum((1, 2, 3), keepdim=True) + pixels) // (2 * pixels)).int()  # the mean, rounded
         case "brightness":
             return torch.zeros(1, dtype=torch.int32, device=images.device)
     smooth = images.int()

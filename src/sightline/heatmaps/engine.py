@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..exceptions import DataError, RecipeError, SightlineError, nearest
-from ..precision import has_bfloat16
+from ..precision import has_bfloat16, wait
 from .batch import Batch, Method, kind_of
 from .drawing import pictures, sheet, upsample
 from .layers import check_name
@@ -295,8 +295,7 @@ class Heatmaps:
                 if not bf16:
                     raise
                 return False
-            if images.is_cuda:
-                torch.cuda.synchronize()
+            wait(images.device)
             seconds.append(time.perf_counter() - start)
         exact, rough = pieces[-2:]
         same = exact.logits.argmax(1) == rough.logits.argmax(1)

@@ -98,7 +98,8 @@ def principal(X: Tensor, plain: Tensor, *, centred: bool) -> Tensor:
     needed, so they come from the smaller of the Gram matrices X Xᵀ (cells) and Xᵀ X (channels). The sign of a singular vector
     is arbitrary: here the map's product with `plain` is never negative.
     """
-    cells = X.flatten(2).transpose(1, 2).double()
+    cells = X.flatten(2).transpose(1, 2)
+    cells = cells.double() if cells.device.type in ("cpu", "cuda") else cells.cpu().double()  # Apple's GPUs have no float64
     if centred:
         cells = cells - cells.mean(1, keepdim=True)
     if cells.shape[1] <= cells.shape[2]:
@@ -107,8 +108,8 @@ def principal(X: Tensor, plain: Tensor, *, centred: bool) -> Tensor:
     else:
         _, vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells)
         component = (cells @ vectors[..., -1:])[..., 0]
-    agreement = (component * plain.flatten(1)).sum(1, keepdim=True)
-    return torch.where(agreement < 0, -component, component).float().reshape(plain.shape)
+    agreement = (component * plain.flatten(1).to(component)).sum(1, keepdim=True)
+    return torch.where(agreement < 0, -component, component).float().reshape(plain.shape).to(plain.device)
 
 
 def scorecam(

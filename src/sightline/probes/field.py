@@ -172,7 +172,7 @@ def descriptors(images: Tensor) -> Tensor:
     numbers += [(change < 2 / 255).float().mean((1, 2)), _noise(light), _blocks(light)]
     for by_place in (light, change):
         numbers += F.adaptive_avg_pool2d(by_place[:, None], GRID).flatten(1).unbind(1)
-    return torch.stack(numbers, 1).double().cpu()
+    return torch.stack(numbers, 1).cpu().double()
 
 
 def _steps(light: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,11 @@ def kept_bytes(forward: Callable[[int], Tensor]) -> tuple[int, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on a CPU torch, or oneDNN below it, raises a plain RuntimeError."""
-    words = ("can't allocate memory", "not enough memory", "could not create a primitive", "could not create a memory object")
+    """Whether an error means that memory ran out; on a CPU and on Apple's GPUs torch raises a plain RuntimeError."""
+    words = (
+        *("can't allocate memory", "not enough memory", "out of memory"),
+        *("could not create a primitive", "could not create a memory object"),
+    )
     out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return out_of_memory or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
