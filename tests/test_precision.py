@@ -24,6 +24,7 @@ from sightline.precision import NAMED, Precision, choose
 
 CPU = torch.device("cpu")
 SMALL = partial(build, "smallnet", classes=3)
+BRAIN, HALF = Precision("bfloat16", True), Precision("float16", True)
 
 
 def chosen(name: str = "auto", *, steps: int = 10, key: str = "smallnet") -> Precision:
@@ -35,14 +36,16 @@ def chosen(name: str = "auto", *, steps: int = 10, key: str = "smallnet") -> Pre
     [
         ({"float32": 1.0, "float32, channels-last": 0.95, "bfloat16, channels-last": 0.95}, Precision()),
         ({"float32": 1.0, "float32, channels-last": 0.5, "bfloat16, channels-last": 0.48}, Precision("float32", True)),
-        ({"float32": 1.0, "float32, channels-last": 0.8, "bfloat16, channels-last": 0.3}, Precision("bfloat16", True)),
+        ({"float32": 1.0, "float32, channels-last": 0.8, "bfloat16, channels-last": 0.3}, BRAIN),
         ({"float32": 1.0, "float32, channels-last": math.inf, "bfloat16, channels-last": math.inf}, Precision()),
+        ({"float32": 1.0, "float32, channels-last": 1.0, "bfloat16, channels-last": 2.0, "float16, channels-last": 0.3}, HALF),
+        ({"float32": 1.0, "float32, channels-last": 0.9, "bfloat16, channels-last": 0.4, "float16, channels-last": 0.3}, BRAIN),
     ],
 )
 def test_only_what_is_clearly_faster_replaces_what_is_simpler(
     seconds: dict[str, float], expected: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: seconds[str(candidate)])
+    monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: seconds.get(str(candidate), math.inf))
     assert chosen(key=str(seconds)) == expected
 
 
@@ -97,6 +100,12 @@ def test_bfloat16_is_not_tried_where_its_products_are_emulated(emulated: bool, m
     seconds = precision._seconds(NAMED["bf16"], SMALL, (8, 3, 16, 16), 3, CPU)
     assert math.isinf(seconds) == emulated
     assert precision._seconds(NAMED["fp32"], SMALL, (8, 3, 16, 16), 3, CPU) < math.inf
+
+
+def test_float16_is_for_nvidia_s_gpus(caplog: pytest.LogCaptureFixture) -> None:
+    assert math.isinf(precision._seconds(NAMED["fp16"], SMALL, (8, 3, 16, 16), 3, CPU))
+    assert chosen("fp16") == HALF
+    assert "float16 is emulated on this machine" in caplog.text
 
 
 def test_who_asks_for_emulated_bfloat16_is_warned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,6 +210,29 @@ def test_compiled_training_equals_eager() -> None:
     expected = model(x)
     got = NAMED["fp32-compiled"].prepare(model)(NAMED["fp32-compiled"].format(x))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_float16_loses_no_small_gradient_and_takes_no_step_beyond_its_range() -> None:
+    x, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 3
+
+    def gradient(arithmetic: Precision, factor: float) -> tuple[list[torch.Tensor], bool]:
+        torch.manual_seed(0)
+        model, scaler = SMALL().train(), arithmetic.scaler(CPU)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1 / factor)
+        with arithmetic.autocast(CPU):
+            logits = model(x)
+        scaler.scale(factor * nn.functional.cross_entropy(logits.float(), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        taken = [(b - p).detach() for b, p in zip(before, model.parameters(), strict=True)]
+        return taken, any(step.any() for step in taken)
+
+    (exact, _), (ours, moved) = gradient(Precision(), 1e-6), gradient(HALF, 1e-6)
+    assert moved
+    exact_step, our_step = (torch.cat([tensor.flatten() for tensor in some]) for some in (exact, ours))
+    assert (our_step - exact_step).norm() < 0.1 * exact_step.norm()
+    assert gradient(Precision(), 1e6)[1] and not gradient(HALF, 1e6)[1]
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Which arithmetic is fastest here: found by timing real training steps, remembered a machine and model.
 
-The weights are always float32; only the products of a step may run in bfloat16 (torch.autocast).
+The weights are always float32; only the products of a step may run in bfloat16 (torch.autocast), or, on an NVIDIA GPU that has
+none, such as the T4, in float16. That has more digits and a smaller range: the loss is scaled so that gradients stay in it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TRY_SECONDS = 3.0  # of a candidate's steps, after which no other is taken; two 
 
 @dataclass(frozen=True)
 class Precision:
-    """How a training step is computed: dtype of the products ("float32" or "bfloat16"), memory format, compiled or not."""
+    """How a training step is computed: dtype of the products (float32, bfloat16 or float16), memory format, compiled or not."""
 
     dtype: str = "float32"
     channels_last: bool = False
@@ -65,7 +66,12 @@ class Precision:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the model's forward pass runs."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        lower = self.dtype != "float32"
+        return torch.autocast(device.type, getattr(torch, self.dtype) if lower else None, enabled=lower)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """What takes a step forward and back; in float16 with a scaled loss, and not at all where a gradient isn't finite."""
+        return torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
 
     @property
     def name(self) -> str:
@@ -81,8 +87,10 @@ NAMED = {
     "fp32": Precision(),
     "fp32-channels-last": Precision("float32", channels_last=True),
     "bf16": Precision("bfloat16", channels_last=True),
+    "fp16": Precision("float16", channels_last=True),
     "fp32-compiled": Precision("float32", channels_last=True, compiled=True),
     "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
+    "fp16-compiled": Precision("float16", channels_last=True, compiled=True),
 }
 
 
@@ -122,12 +130,13 @@ def choose(
     if name != "auto":
         if name not in NAMED:
             raise RecipeError(f"unknown precision '{name}': known: auto, {', '.join(NAMED)}")
-        if NAMED[name].dtype == "bfloat16" and not has_bfloat16(device):
-            logging.getLogger(__name__).warning("bfloat16 is emulated on this machine, many times slower than --precision auto")
+        lower = NAMED[name].dtype
+        if (lower == "bfloat16" and not has_bfloat16(device)) or (lower == "float16" and device.type == "cpu"):
+            logging.getLogger(__name__).warning("%s is emulated on this machine, many times slower than --precision auto", lower)
         return NAMED[name]
     seconds = partial(_seconds, build=build, shape=shape, classes=classes, device=device)
     key = "|".join((machine(device), torch.__version__, key, "x".join(map(str, shape))))
-    best, a_step = _remembered(key, [NAMED[each] for each in ("fp32", "fp32-channels-last", "bf16")], seconds)
+    best, a_step = _remembered(key, [NAMED[each] for each in ("fp32", "fp32-channels-last", "bf16", "fp16")], seconds)
     if steps * a_step <= COMPILE_WORTH:
         return best
     return _remembered(f"{key}|long", (best, replace(best, channels_last=True, compiled=True)), seconds)[0]
@@ -153,6 +162,8 @@ def _remembered(key: str, candidates: Sequence[Precision], seconds: Callable[[Pr
 def _fastest(candidates: Sequence[Precision], seconds: Callable[[Precision], float]) -> tuple[Precision, float]:
     best, best_time = candidates[0], seconds(candidates[0])
     for candidate in candidates[1:]:
+        if candidate.dtype == "float16" and best.dtype == "bfloat16":  # as fast where there are both, and it has float32's range
+            continue
         time_of_it = seconds(candidate)
         if time_of_it < CLEARLY * best_time:
             best, best_time = candidate, time_of_it
@@ -186,7 +197,7 @@ def _seconds(
     device: torch.device,
 ) -> float:
     """Seconds of a training step; infinite where it isn't to be tried. On a CPU a part of the batch stands for the whole."""
-    if precision.dtype == "bfloat16" and not has_bfloat16(device):
+    if (precision.dtype == "bfloat16" and not has_bfloat16(device)) or (precision.dtype == "float16" and device.type != "cuda"):
         return math.inf
     n, *rest = shape
     part = min(n, 64) if device.type == "cpu" else n

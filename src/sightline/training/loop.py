@@ -122,7 +122,8 @@ def _train(
     model = learner.model
     optimizer = make_optimizer(model, recipe.with_(max_lr=state["max_lr"]), batch, learner.arithmetic)
     average = Average(model, averaged(recipe.ema, sum(steps))) if recipe.ema else None
-    now = State(model, optimizer, average, torch.full((n,), math.inf, device=where))
+    scaler = learner.arithmetic.scaler(where)
+    now = State(model, optimizer, scaler, average, torch.full((n,), math.inf, device=where))
     now.restore(tensors)
 
     rate: Callable[[int], float] = partial(one_cycle, total=sum(steps), max_lr=state["max_lr"], **recipe.cycle)
@@ -142,8 +143,9 @@ def _train(
 
                 with memory.explained(_trial(learner), batch, where):
                     loss = learner.loss(learner.net, chosen, images, Generator().manual_seed(number), epoch, recipe.scale(epoch))
-                    loss.mean.backward()
-                    optimizer.step()
+                    scaler.scale(loss.mean).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
                     optimizer.zero_grad()
                 if now.average:
                     now.average.update()

@@ -29,7 +29,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, batch: int, arithmetic: Pre
         return Muon(model, recipe, batch, getattr(torch, arithmetic.dtype))
     groups = _groups(model, recipe)
     if recipe.optimizer == "sgd":
-        return SGD(groups, lr=1e-3, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+        # Fused, a first step that the scaler of float16 skips leaves the momentum as the memory was (torch 2.13).
+        fused = arithmetic.dtype != "float16"
+        return SGD(groups, lr=1e-3, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
     return Adam(groups, lr=1e-3, fused=True)
 
 
@@ -114,7 +116,7 @@ def orthogonal(matrix: Tensor, products: torch.dtype, steps: int = 3) -> Tensor:
     A step multiplies x by a polynomial of x xᵀ. Such polynomials commute: their product is made first, all of them from one
     x xᵀ, which for a 3×3 filter is at most a ninth of x, and x is multiplied once. The same factor for half the operations.
     """
-    x = matrix.to(products) / (matrix.norm() + 1e-7).to(products)
+    x = (matrix / (matrix.norm() + 1e-7)).to(products)  # small numbers would be zeros in float16 before
     tall = len(x) > x.shape[1]
     x = x.T if tall else x
     gram = x @ x.T

@@ -9,6 +9,7 @@ from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from .. import datasets
@@ -60,16 +61,20 @@ def _sweep(learner: Learner, recipe: Recipe, seed: int, sweeps: int, steps: int,
     taken = count(1)
     for sweep in range(sweeps):
         optimizer = make_optimizer(learner.model, recipe, batch, learner.arithmetic)
+        scaler = learner.arithmetic.scaler(learner.labels.device)
         streams = [Generator().manual_seed(stream(seed, "range test", sweep, i)) for i in range(steps)]
         order = torch.cat([torch.randint(n, (batch,), generator=generator) for generator in streams])
         batches = zip(learner.images.batches(order, batch), streams, strict=True)
 
-        def step(lr: float, batches: Iterator[Drawn] = batches, optimizer: Optimizer = optimizer) -> float:
+        def step(
+            lr: float, batches: Iterator[Drawn] = batches, optimizer: Optimizer = optimizer, scaler: GradScaler = scaler
+        ) -> float:
             (chosen, images), generator = next(batches)
             loss = learner.loss(learner.model, chosen, images, generator).mean
-            loss.backward()
+            scaler.scale(loss).backward()
             set_rate(optimizer, lr)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
             on_progress(Progress("range test", next(taken), sweeps * steps, loss=loss.item(), lr=lr))
             return loss.item()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from .optimizers import Average, parameters
@@ -13,14 +14,16 @@ from .optimizers import Average, parameters
 
 @dataclass
 class State:
-    """A training's model, optimiser, average of weights (if there is one) and what it knows of the N images.
+    """A training's model, optimiser, scaler, average of weights (if there is one) and what it knows of the N images.
 
+    scaler: of the loss in float16; else it does nothing.
     losses: (N,) float32 on the model's device, each image's cross entropy when it was last seen, infinite before.
     order: the places of this epoch's images, on the CPU.
     """
 
     model: nn.Module
     optimizer: Optimizer
+    scaler: GradScaler
     average: Average | None
     losses: Tensor
     order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -41,6 +44,9 @@ class State:
         if self.average:
             tensors |= {f"average.{i}": value for i, value in enumerate(self.average.sums)}
             tensors["steps"] = torch.tensor(self.average.steps)
+        if self.scaler.is_enabled():
+            kept = self.scaler.state_dict()
+            tensors["scaler"] = torch.tensor([kept["scale"], kept["_growth_tracker"]], dtype=torch.float64)
         return {**tensors, "losses": self.losses, "order": self.order}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -62,4 +68,7 @@ class State:
             self.average.steps = int(tensors["steps"])
             for place, total in enumerate(self.average.sums):
                 total.copy_(tensors[f"average.{place}"])
+        if self.scaler.is_enabled():
+            scale, grown = tensors["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(grown)})
         self.losses, self.order = tensors["losses"].to(self.losses.device), tensors["order"]
