@@ -1,7 +1,8 @@
 """An accelerator for machines that have none: the CPU, as strict as Apple's GPUs are.
 
 Inside `with Pretended():` there is a device "pretended". Its tensors are computed by the CPU, bit for bit, but an operation is
-refused that such a device refuses: float64, a mixture with tensors on the CPU (single numbers and indices go), `numpy()`.
+refused that such a device refuses: float64, a mixture with tensors on the CPU (single numbers and indices go), `numpy()`, and
+what torch's own table of operations has no kernel for on Apple's GPUs.
 
 The device is made of torch's own means for devices written in Python, which it calls experimental; where it has none, `Pretended`
 is None.
@@ -10,9 +11,13 @@ is None.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import torchgen
+import yaml
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -51,6 +56,23 @@ class OnDevice(torch.Tensor):
         return _computed(func, args, kwargs or {})
 
 
+@cache
+def _without_kernel() -> frozenset[str]:
+    """The operations that can't run on Apple's GPUs, by torch's table."""
+    text = (Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml").read_text(encoding="utf-8")
+    table = {row["func"].partition("(")[0]: row for row in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))}
+
+    def places(row: dict[str, Any]) -> set[str]:
+        rows = [row, table[row["structured_delegate"]]] if "structured_delegate" in row else [row]
+        return {place.strip() for each in rows for places in each.get("dispatch", {}) for place in places.split(",")}
+
+    return frozenset(
+        name
+        for name, row in table.items()
+        if (there := places(row)) and "MPS" not in there and not any(place.startswith("Composite") for place in there)
+    )
+
+
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     here = any(isinstance(tensor, OnDevice) for tensor in tensors)
@@ -63,6 +85,9 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays = here if goes_to is None else torch.device(goes_to).type == NAME
     if func is aten.copy_.default:
         stays = isinstance(args[0], OnDevice)
+    name = func._schema.name.removeprefix("aten::") + (f".{func._schema.overload_name}" if func._schema.overload_name else "")
+    if stays and name in _without_kernel():
+        raise NotImplementedError(f"{name}: torch has no kernel of it for Apple's GPUs")
     if stays and goes_to is not None:
         inside |= (
             {"device": torch.device("cpu"), "pin_memory": False} if "pin_memory" in inside else {"device": torch.device("cpu")}

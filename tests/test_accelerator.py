@@ -59,6 +59,8 @@ def test_the_device_refuses_what_apples_gpus_refuse() -> None:
             there + torch.ones(2, 3)
         with pytest.raises(RuntimeError):
             there.numpy()
+        with pytest.raises(NotImplementedError, match="_linalg_eigh"):
+            torch.linalg.eigh(there @ there.T)
     assert best_device() == "cpu"
 
 
