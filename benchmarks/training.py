@@ -549,6 +549,8 @@ def main() -> None:
     parser.add_argument("--dev", type=float, default=0.0, help="the share that `ablation` holds out: a tenth")
     parser.add_argument("--without", choices=WITHOUT, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 0 <= options.dev <= 0.5:
+        parser.error(f"--dev {options.dev:g}: it is the share that is held out, at most a half")
     if options.sections == ["child"]:
         child(options)
         return

@@ -445,7 +445,7 @@ def test_one_epoch_on_the_real_cifar10(sightline: Sightline, cifar10_folder: Pat
 
 def test_the_loop_from_the_command_line(sightline: Sightline, tmp_path: Path) -> None:
     """Two seeds trained, one diagnosed, both compared; what `fix` refuses."""
-    options = ("-r", "small", "--epochs", 3, "--precision", "fp32")
+    options = ("-r", "small", "--width", 0.5, "--epochs", 3, "--precision", "fp32")
     for seed in (0, 1):
         assert sightline("train", "planted", *options, "--seed", seed, "-o", tmp_path / f"seed-{seed}")[0] == 0
     code, out, _ = sightline("diagnose", tmp_path / "seed-0", "--json")
