@@ -110,7 +110,7 @@ def _moved(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _autocontrast(images: Tensor) -> Tensor:
-    low, high = (images.flatten(2).amin(2).cpu().double(), images.flatten(2).amax(2).cpu().double())
+    low, high = images.amin((2, 3)).cpu().double(), images.amax((2, 3)).cpu().double()
     # Pillow's table of 256 levels, by its operations in its order: 254.99… may come out, and is cut off to 254.
     scale, levels = torch.full_like(high, 255) / (high - low).clamp(min=1), torch.arange(256, dtype=torch.float64)
     table = (levels * scale[..., None] - (low * scale)[..., None]).clamp(0, 255).to(torch.uint8)
