@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-demo: $(VENV)/.installed  ## train on generated data, see the mistakes, write the report: two to five minutes on two cores
+demo: $(VENV)/.installed  ## train on generated data, see the mistakes, write the report: two to six minutes on two cores
 	$(BIN)/sightline demo
 
 test: $(VENV)/.installed-dev check  ## lint, types and tests: within twelve minutes on two cores
