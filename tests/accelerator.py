@@ -89,9 +89,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if stays and name in _without_kernel():
         raise NotImplementedError(f"{name}: torch has no kernel of it for Apple's GPUs")
     if stays and goes_to is not None:
-        inside |= (
-            {"device": torch.device("cpu"), "pin_memory": False} if "pin_memory" in inside else {"device": torch.device("cpu")}
-        )
+        inside["device"] = torch.device("cpu")
     result = func(*tree_map(inner, args), **inside)
     if not stays:
         return result

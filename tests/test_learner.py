@@ -168,11 +168,10 @@ EVERYTHING = {
     "test_epochs": "last",
     "augment": (RandomCrop(2), HorizontalFlip(alternating=True), MixUp(0.2, 0.5), CutMix(1.0, 0.5)),
 }
+BY_SGD = {"optimizer": "sgd", "decay_all": False, "model": "smallnet", "width": 0.5}
 
 
-@pytest.mark.parametrize(
-    "precision, changes", [("bf16", {}), ("fp16", {"optimizer": "sgd", "decay_all": False, "model": "smallnet", "width": 0.5})]
-)
+@pytest.mark.parametrize("precision, changes", [("bf16", {}), ("bf16", BY_SGD), ("fp16", BY_SGD)])
 def test_a_run_with_everything_that_stopped_anywhere_ends_as_if_it_had_not(
     precision: str, changes: dict[str, object], blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ class Precision:
         return torch.autocast(device.type, getattr(torch, self.dtype) if lower else None, enabled=lower)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """What takes a step forward and back; in float16 with a scaled loss, and not at all where a gradient isn't finite."""
+        """The loss's scaler: keeps float16's gradients in its range and skips steps that aren't finite; else does nothing."""
         return torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
 
     @property
