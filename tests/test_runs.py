@@ -253,9 +253,10 @@ def test_a_run_with_held_out_images_is_judged_on_them(blobs: Dataset, quick: Rec
     assert (run.folder / "history.csv").read_text().splitlines()[0].split(",") == list(runs.history_columns("dev"))
 
 
-def test_opening_the_test_set_is_counted(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp32-channels-last"])
+def test_opening_the_test_set_is_counted(blobs: Dataset, quick: Recipe, tmp_path: Path, precision: str) -> None:
     data = hold_out(blobs, 0.2)
-    run = train(data, tmp_path / "run", recipe=quick, precision="fp32")
+    run = train(data, tmp_path / "run", recipe=quick, precision=precision)
     first, second = open_test(run, data), open_test(run, data)
     assert Run.open(run.folder).info["test_opened"] == 2
     logits = run.model()(Normalise(*data.normalisation)(to_device(data.test.images))).detach().numpy()

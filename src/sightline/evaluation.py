@@ -104,10 +104,11 @@ def _moved(pixels: int, flip: bool) -> Callable[[Tensor], Tensor]:
 
 
 def predictions_of(run: Run, split: Split, name: str, *, device: str | None = None) -> Predictions:
-    """Ask the run's model about the images of `split`, called `name`, in float32."""
+    """Ask the run's model about the images of `split`, called `name`, in float32 and the memory format of its training."""
     where = device or best_device()
     normalise = Normalise(run.info["normalisation"]["mean"], run.info["normalisation"]["std"], where)
-    logits = predict(run.model().to(where), split, normalise, Precision())
+    arithmetic = Precision(channels_last=run.info["arithmetic"]["channels_last"])
+    logits = predict(arithmetic.prepare(run.model().to(where)), split, normalise, arithmetic)
     return Predictions.from_logits(logits, split.labels, split.ids, run.classes, name)
 
 
