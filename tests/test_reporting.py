@@ -24,6 +24,7 @@ from sightline.exceptions import RunError
 from sightline.recipe import RECIPES, Recipe
 from sightline.reporting import page as page_module
 from sightline.runs import Predictions, Run
+from sightline.training import train
 
 CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "'\" onfocus=alert(1) 😀", "\u202eסוס", "yak")
 N = 60
@@ -269,6 +270,14 @@ def test_figures_as_json_are_those_of_the_page(full: Run) -> None:
     assert (values["schema"], values["epochs"], values["seconds"], values["device"]) == (2, 2, 8050.0, "cpu")
     pairs = [(full.predictions.labels[i], full.predictions.predicted[i]) for i in wrong(full)]
     assert values["most_confused"][0]["count"] == max(pairs.count(pair) for pair in pairs)
+
+
+def test_a_width_that_isnt_the_built_in_one_is_told(
+    blobs: datasets.Dataset, quick: Recipe, full: Run, page: Parsed, tmp_path: Path
+) -> None:
+    run = train(blobs, tmp_path / "run", recipe=quick.with_(width=0.5, epochs=1), precision="fp32")
+    assert "Model smallnet × 0.5 Parameters" in Parsed(reporting.report(run, blobs, n=1).read_text(encoding="utf-8")).text
+    assert full.info["recipe"]["width"] == 1 and "Model smallnet Parameters" in page.text
 
 
 def test_run_without_mistakes_says_so(tmp_path: Path, data: datasets.Dataset) -> None:

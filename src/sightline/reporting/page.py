@@ -124,7 +124,7 @@ def page_of(story: Story, n: int = 500, weight: float = 0.725) -> Page:
             ("Epochs", f"{results['epoch']:.0f}"),
             ("Training time", duration(results["seconds"])),
             ("Device", str(info["device"])),
-            ("Model", info["recipe"]["model"]),
+            ("Model", _model(info["recipe"])),
             ("Parameters", f"{info['parameters']:,}"),
             ("Train accuracy", percent(results["train_accuracy"], 2)),
             *_views(run),
@@ -235,6 +235,12 @@ def reproduce(info: Mapping[str, Any]) -> tuple[str, bool]:
     options |= {"without": "run.json"} if data.get("without") else {}  # this run's own file names the images left out
     words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["sightline", "train", data["name"], *words, *["--skip-bad"] * data["skip_bad"], "-o", "RUN"]), needed
+
+
+def _model(recipe: dict[str, Any]) -> str:
+    """The model's name, and its width where it isn't as built in: "resnet18 × 0.5"."""
+    width = recipe.get("width", 1.0)
+    return str(recipe["model"]) if width == 1 else f"{recipe['model']} × {width:g}"
 
 
 def _views(run: Run) -> list[tuple[str, str]]:
