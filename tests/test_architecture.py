@@ -21,6 +21,7 @@ ORDER = (
     "datasets",
     "imagefiles",
     "planted",
+    "lean",
     "models",
     "batches",
     "allocation",

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+MXFAST, TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = 1, -1, -3, -4  # of glibc's malloc.h
 _inside = 0  # how many `with` are open: the last to close gives the memory back
 
 
@@ -29,6 +29,7 @@ def kept_memory() -> Iterator[None]:
     if not _inside:
         libc.mallopt(MMAP_MAX, 0)
         libc.mallopt(TRIM_THRESHOLD, -1)  # never
+        libc.mallopt(MXFAST, 0)  # join the crumbs that aligned blocks leave, or the next block of their size fits nowhere
     _inside += 1
     try:
         yield
@@ -39,4 +40,11 @@ def kept_memory() -> Iterator[None]:
             libc.mallopt(MMAP_MAX, 65536)
             libc.mallopt(MMAP_THRESHOLD, 32 * 2**20)
             libc.mallopt(TRIM_THRESHOLD, 64 * 2**20)
+            libc.mallopt(MXFAST, 16 * ctypes.sizeof(ctypes.c_size_t))
             libc.malloc_trim(0)
+
+
+def give_back() -> None:
+    """Give the system what is free, also within `kept_memory`: before work whose blocks have other sizes, which fit few gaps."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .exceptions import RecipeError, nearest
+from .lean import MaxPool, UnscaledNorm
 
 
 class BasicBlock(nn.Module):
@@ -196,10 +197,9 @@ class FastNet(nn.Module):
 
 def _norm_act(channels_in: int, channels: int, *, pool: bool = False) -> list[nn.Module]:
     """A convolution that starts as the identity on its first channels, a pooling, a norm without a scale, and GELU."""
-    conv, norm = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels, momentum=0.2)
+    conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:channels_in])
-    norm.weight.requires_grad_(False)
-    return [conv, *([nn.MaxPool2d(2)] if pool else []), norm, nn.GELU()]
+    return [conv, *([MaxPool()] if pool else []), UnscaledNorm(channels, momentum=0.2), nn.GELU()]
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import datasets, runs
-from ..allocation import kept_memory
+from ..allocation import give_back, kept_memory
 from ..evaluation import predict, predict_views
 from ..exceptions import RecipeError, RunError, TrainingError
 from ..models import build, device_of
@@ -128,10 +128,13 @@ def _train(
 
     rate: Callable[[int], float] = partial(one_cycle, total=sum(steps), max_lr=state["max_lr"], **recipe.cycle)
     history: list[dict[str, float]] = state.setdefault("history", [])
-    for epoch in range(len(history), epochs):
+    begin = len(history)
+    for epoch in range(begin, epochs):
         begun = state.pop("within", None) or {"step": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}
         if not begun["step"]:
             now.draw_order(recipe.kept(epoch), steps[epoch] * batch, Generator().manual_seed(stream(seed, "order", epoch)))
+        if epoch == begin or recipe.scale(epoch) != recipe.scale(epoch - 1):
+            give_back()
         total, seconds = Total(begun["loss"], begun["correct"]), begun["seconds"]
         start = saved = read = time.perf_counter()
         model.train()
@@ -165,6 +168,7 @@ def _train(
                     spent = seconds + read - start
                     within = {"step": step + 1, "loss": total.loss, "correct": total.right, "seconds": spent}
                     runs.save_state(folder, now.tensors(), {**state, "within": within})
+                    give_back()
                     saved = time.perf_counter()
 
         last = epoch + 1 == epochs
