@@ -1,9 +1,10 @@
 """What it is worth on a CPU to keep freed memory (sightline.allocation): seconds, page faults and peak memory with and without.
 
-    python benchmarks/allocation.py [--rounds 3] [--json docs/allocation.json]
+    python benchmarks/allocation.py [--only training] [--rounds 3] [--json docs/allocation.json]
 
 Each turn is a process of its own, which does the work three times to warm up and three times for the figures: two steps of
-training, the heatmaps of 128 images, or what a model says of 500. Random weights do. Nothing else should run meanwhile.
+training (in bfloat16 where the CPU has instructions for it, else in float32; channels last), the heatmaps of 128 images, or what
+a model says of 500. Random weights do. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sightline.evaluation import predict
 from sightline.heatmaps import Heatmaps
 from sightline.models import Normalise, build
 from sightline.planted import planted
-from sightline.precision import NAMED
+from sightline.precision import NAMED, has_bfloat16
 from sightline.recipe import load_recipe
 from sightline.terminal import table
 from sightline.training import Learner
@@ -40,9 +41,9 @@ CPU = torch.device("cpu")
 
 
 def training(recipe: str) -> Callable[[], None]:
-    """Two steps of a recipe in bfloat16."""
-    chosen = load_recipe(recipe)
-    learner = Learner.make(planted("planted:clean"), chosen, NAMED["bf16"], seed=0, device=CPU)
+    """Two steps of a recipe."""
+    chosen, arithmetic = load_recipe(recipe), NAMED["bf16" if has_bfloat16(CPU) else "fp32-channels-last"]
+    learner = Learner.make(planted("planted:clean"), chosen, arithmetic, seed=0, device=CPU)
     optimizer = make_optimizer(learner.model, chosen, chosen.batch_size, learner.arithmetic)
     set_rate(optimizer, 1e-3)
     order, stream = torch.arange(2 * chosen.batch_size), torch.Generator().manual_seed(0)
@@ -109,13 +110,16 @@ def child(name: str, kept: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="the work whose name begins so")
     parser.add_argument("--json", type=Path, default=Path("allocation.json"))
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(child(options.child[0], options.child[1] == "kept")))
         return
-    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {"given back": [], "kept": []} for name in WORK}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {
+        name: {"given back": [], "kept": []} for name in WORK if name.startswith(options.only)
+    }
     for _ in range(options.rounds):
         for name, sides in found.items():
             for side, results in sides.items():

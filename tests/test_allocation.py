@@ -21,7 +21,7 @@ COUNTED = """
     import resource
     from pathlib import Path
     import torch
-    from sightline.allocation import kept_memory
+    from sightline.allocation import give_back, kept_memory
 
     PAGES = 64 * 2**20 // resource.getpagesize()
 
@@ -44,17 +44,22 @@ COUNTED = """
             pass
         within = faults()
         kept = resident()
-    print(without, within, kept - start, resident() - start)
+        give_back()
+        given = resident()
+        torch.ones(16 * 2**20)
+        again = resident()
+    print(without, within, kept - start, given - start, again - start, resident() - start)
 """
 
 
 @glibc
 def test_pages_are_cleared_once_and_go_back_at_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(COUNTED)], capture_output=True, text=True, check=True)
-    without, within, kept, after = map(float, done.stdout.split())
+    without, within, kept, given, again, after = map(float, done.stdout.split())
     assert without > 4.5  # each block comes empty
     assert within < 0.1  # no page of a block is new, though an inner `with` has ended
     assert 0.9 < kept < 12
+    assert given < 0.2 and again > 0.9  # given back when asked to be, and kept anew
     assert after < 0.2
 
 

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sightline.exceptions import TrainingError
-from sightline.training import memory
+from sightline.planted import planted
+from sightline.recipe import RECIPES
+from sightline.training import memory, train
 
 CPU = torch.device("cpu")
 
@@ -60,6 +63,24 @@ def test_available_memory_is_a_sensible_number_or_unknown() -> None:
     free = memory.available(CPU)
     assert free is None or 10**7 < free < 10**14
     assert memory.available(torch.device("meta")) is None
+
+
+def test_a_batch_that_is_certain_not_to_fit_is_refused_and_one_that_may_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = planted("planted:clean", n_train=200, n_test=20)
+    recipe = RECIPES["fast"].with_(width=0.25, epochs=1, batch_size=100, least_steps=1, sizes=(), keep=())
+    # What the whitening gives, and each norm and each activation; where the maxima of the poolings, and of all, lay; the head's.
+    an_image = 4 * (24 * 31**2 + 4 * 16 * 15**2 + 8 * 64 * 7**2 + 64) + 2 * (16 * 15**2 + 64 * 7**2) + 8 * 64
+    weights = []
+    for free in (None, 101 * an_image + 10**6, 100 * an_image - 1):
+        monkeypatch.setattr(memory, "available", lambda device, free=free: free)
+        try:
+            run = train(data, tmp_path / str(free), recipe=recipe, precision="fp32")
+            weights.append(run.model().state_dict())
+        except TrainingError as error:
+            assert free == 100 * an_image - 1 and "the largest that fits is 7" in str(error)  # 79 less what the weights take
+    assert len(weights) == 2 and all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 LIMITED = """

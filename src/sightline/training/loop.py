@@ -254,13 +254,12 @@ def _refuse_too_large(learner: Learner, batch: int, device: torch.device) -> Non
     free = memory.available(device)
     if free is None or learner.arithmetic.compiled:
         return
-    modes = {module: module.training for module in learner.model.modules()}
-    learner.model.eval()  # noise is not for batch norm's statistics
+    before = [(buffer, buffer.clone()) for buffer in learner.model.buffers()]
     an_image, besides = memory.kept_bytes(learner.forward)
+    for buffer, value in before:
+        buffer.copy_(value)  # noise is not for batch norm's statistics
     if an_image * batch + besides > free:
         raise memory.too_large(batch, max(0, int(0.8 * (free - besides) / max(an_image, 1))), device)
-    for module, training in modes.items():
-        module.training = training
 
 
 def _testing(on_progress: OnProgress, epoch: int, epochs: int) -> Callable[[int, int], None]:
