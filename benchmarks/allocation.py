@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from sightline import lean
 from sightline.allocation import kept_memory
 from sightline.datasets import Split
 from sightline.evaluation import predict
@@ -40,8 +41,10 @@ from sightline.training.optimizers import make_optimizer, set_rate
 CPU = torch.device("cpu")
 
 
-def training(recipe: str) -> Callable[[], None]:
-    """Two steps of a recipe."""
+def training(recipe: str, *, torch_s_layers: bool = False) -> Callable[[], None]:
+    """Two steps of a recipe; with torch's layers in place of those of sightline.lean, if asked."""
+    if torch_s_layers:
+        lean.keeps_less = lambda layer, x: False
     chosen, arithmetic = load_recipe(recipe), NAMED["bf16" if has_bfloat16(CPU) else "fp32-channels-last"]
     learner = Learner.make(planted("planted:clean"), chosen, arithmetic, seed=0, device=CPU)
     optimizer = make_optimizer(learner.model, chosen, chosen.batch_size, learner.arithmetic)
@@ -82,6 +85,7 @@ def predictions(model: str) -> Callable[[], None]:
 
 WORK: dict[str, Callable[[], Callable[[], None]]] = {
     "training, fast, batch 500": lambda: training("fast"),
+    "training, fast, torch's layers": lambda: training("fast", torch_s_layers=True),
     "training, classic (ResNet-18), batch 512": lambda: training("classic"),
     "training, strong (ResNet-18), batch 128": lambda: training("strong"),
     "heatmaps, ResNet-18": lambda: heatmaps("resnet18"),

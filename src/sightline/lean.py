@@ -1,8 +1,7 @@
 """Layers that keep less for the way back: most of a training's memory is what its layers keep until gradients come back.
 
 What they compute is torch's own, the gradients too (the norm's but for rounding). Torch's layers keep their inputs; these keep
-what is smaller, or what the layer after them keeps anyway. Only while training and not compiled, for a compiler chooses itself
-what to keep: else they are torch's layers.
+what is smaller, or what the layer after them keeps anyway. They do so on a CPU, and are torch's layers elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +16,11 @@ from torch.autograd.function import once_differentiable
 SOME = 50  # images that are pooled at a time
 
 
+def keeps_less(layer: nn.Module, x: Tensor) -> bool:
+    """Whether `layer` isn't torch's own for x: while it trains on a CPU. A compiler chooses itself what to keep."""
+    return layer.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class MaxPool(nn.MaxPool2d):
     """Max-pooling of 2×2 cells, (N, C, H, W) → (N, C, H // 2, W // 2): keeps where each maximum lay, in two bytes."""
 
@@ -24,8 +28,7 @@ class MaxPool(nn.MaxPool2d):
         super().__init__(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        lean = self.training and not torch.compiler.is_compiling()
-        pooled: Tensor = _Pooled.apply(x) if lean else super().forward(x)  # type: ignore[no-untyped-call]
+        pooled: Tensor = _Pooled.apply(x) if keeps_less(self, x) else super().forward(x)  # type: ignore[no-untyped-call]
         return pooled
 
 
@@ -41,7 +44,7 @@ class UnscaledNorm(nn.BatchNorm2d):
         self.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or torch.compiler.is_compiling():
+        if not keeps_less(self, x):
             return super().forward(x)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
