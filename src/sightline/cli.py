@@ -805,7 +805,7 @@ def _diagnosed(found: Diagnosis) -> list[Any]:
         )
         for cause in found.causes
     ]
-    columns = ("cause", "classes", "probe", "with it", "sham", "difference, 95 %", "images", "q", "kind")
+    columns = ("cause", "classes", "probe", "with it", "sham", "effect, 95 %", "images", "q", "kind")
     repaired = [(key, len(ids), f"{len(ids) / max(found.mistakes, 1):.0%}") for key, ids in found.groups.items()]
     declared = {cause.id for cause in found.causes}
     absent = [cause for cause in LEAST if cause not in declared]

@@ -75,7 +75,7 @@ def of_diagnosis(found: Diagnosis) -> str:
         for cause in found.causes
     ]
     title = f"{found.mistakes:,} mistakes in {found.n:,} images: " + (f"{len(rows)} causes" if rows else "no cause found")
-    return _table(title, ("cause", "classes", "with it", "sham", "difference, 95 %", "kind"), rows)
+    return _table(title, ("cause", "classes", "with it", "sham", "effect, 95 %", "kind"), rows)
 
 
 def of_fix(found: Fix) -> str:
