@@ -78,8 +78,10 @@ def test_the_norm_and_its_gradients_equal_the_formula(
         assert (found.double() - expected).norm() <= close * expected.norm()
 
 
-def test_the_norm_gives_torch_s_output_and_running_statistics_bit_for_bit() -> None:
-    ours, theirs = UnscaledNorm(6, momentum=0.2), nn.BatchNorm2d(6, momentum=0.2)
+@pytest.mark.parametrize("momentum", [0.2, None])  # None: what torch's `update_bn` measures an average's statistics with
+def test_the_norm_gives_torch_s_output_and_running_statistics_bit_for_bit(momentum: float | None) -> None:
+    ours, theirs = UnscaledNorm(6), nn.BatchNorm2d(6)
+    ours.momentum = theirs.momentum = momentum
     for step in range(3):
         x = torch.randn(7, 6, 9, 5, generator=torch.Generator().manual_seed(step)) * 3 + 1
         assert torch.equal(ours(x), theirs(x))

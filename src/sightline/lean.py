@@ -48,8 +48,9 @@ class UnscaledNorm(nn.BatchNorm2d):
             return super().forward(x)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum  # None: of all batches alike
         shifted: Tensor = _Normed.apply(  # type: ignore[no-untyped-call]
-            x, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
+            x, self.bias, self.running_mean, self.running_var, momentum, self.eps
         )
         return shifted
 
