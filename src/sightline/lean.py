@@ -62,7 +62,8 @@ class _Pooled(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.form = x.shape, _format(x)
         height, width = x.shape[2:]
-        pooled = x.new_empty((*x.shape[:2], height // 2, width // 2)).to(memory_format=ctx.form)
+        shape = (*x.shape[:2], height // 2, width // 2)
+        pooled = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=ctx.form)
         places = torch.empty_like(pooled, dtype=torch.int16 if height * width <= 2**15 else torch.int32)
         for some, into, kept in zip(x.split(SOME), pooled.split(SOME), places.split(SOME), strict=True):
             found, place = F.max_pool2d(some, 2, return_indices=True)

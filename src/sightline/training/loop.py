@@ -168,7 +168,7 @@ def _train(
                     spent = seconds + read - start
                     within = {"step": step + 1, "loss": total.loss, "correct": total.right, "seconds": spent}
                     runs.save_state(folder, now.tensors(), {**state, "within": within})
-                    give_back()
+                    give_back()  # gaps grow
                     saved = time.perf_counter()
 
         last = epoch + 1 == epochs
