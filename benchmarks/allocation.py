@@ -1,6 +1,7 @@
 """What it is worth on a CPU to keep freed memory (sightline.allocation): seconds, page faults and peak memory with and without.
 
     python benchmarks/allocation.py [--only training] [--rounds 3] [--json docs/allocation.json]
+    python benchmarks/allocation.py --layers --rounds 12      # what FastNet's layers keep and cost beside torch's
 
 Each turn is a process of its own, which does the work three times to warm up and three times for the figures: two steps of
 training (in bfloat16 where the CPU has instructions for it, else in float32; channels last), the heatmaps of 128 images, or what
@@ -36,6 +37,7 @@ from sightline.precision import NAMED, has_bfloat16
 from sightline.recipe import load_recipe
 from sightline.terminal import table
 from sightline.training import Learner
+from sightline.training.memory import kept_bytes
 from sightline.training.optimizers import make_optimizer, set_rate
 
 CPU = torch.device("cpu")
@@ -83,6 +85,34 @@ def predictions(model: str) -> Callable[[], None]:
     return ask
 
 
+def layers(rounds: int) -> None:
+    """What FastNet keeps of an image for the way back, and a step's seconds, with torch's layers and those of sightline.lean."""
+    net, ours = build("fastnet", classes=10).to(memory_format=torch.channels_last), lean.keeps_less
+    sides = {"torch's": lambda layer, x: False, "lean": ours}
+    kept: dict[str, list[str]] = {side: [] for side in sides}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for side, rule in sides.items():
+        lean.keeps_less = rule
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+                kept[side].append(f"{kept_bytes(lambda n: net(torch.randn(n, 3, 32, 32)))[0] / 1e6:.3f}")
+    images, dtype = torch.randn(500, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.bfloat16
+    with kept_memory():
+        for i in range(rounds + 1):
+            for side, rule in list(sides.items())[:: 1 if i % 2 else -1]:
+                lean.keeps_less = rule
+                start = time.perf_counter()
+                with torch.autocast("cpu", dtype, enabled=has_bfloat16(CPU)):
+                    logits = net(images)
+                logits.logsumexp(1).sum().backward()
+                seconds[side].append(time.perf_counter() - start)
+    middle = {side: f"{statistics.median(each[1:]):.2f}" for side, each in seconds.items()}  # the first takes its memory
+    rows = [(side, *kept[side], middle[side]) for side in sides]
+    Console().print(table(("layers", "MB an image, float32", "bfloat16", "seconds of a step"), rows, left=("layers",)))
+    ratios = [a / b for a, b in zip(*(each[1:] for each in seconds.values()), strict=True)]
+    Console().print(f"ratio of {len(ratios)} pairs: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
 WORK: dict[str, Callable[[], Callable[[], None]]] = {
     "training, fast, batch 500": lambda: training("fast"),
     "training, fast, torch's layers": lambda: training("fast", torch_s_layers=True),
@@ -116,10 +146,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="the work whose name begins so")
     parser.add_argument("--json", type=Path, default=Path("allocation.json"))
+    parser.add_argument(
+        "--layers", action="store_true", help="instead: what FastNet's layers keep and cost, in turn in one process"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(child(options.child[0], options.child[1] == "kept")))
+        return
+    if options.layers:
+        layers(options.rounds)
         return
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         name: {"given back": [], "kept": []} for name in WORK if name.startswith(options.only)

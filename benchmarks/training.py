@@ -53,6 +53,8 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from airbench import orthogonalise
+from sightline import lean
 from sightline.allocation import kept_memory
 from sightline.augment import ColorJitter, HorizontalFlip, RandomCrop, bind, to_albumentations
 from sightline.datasets import Dataset as Images
@@ -62,7 +64,7 @@ from sightline.planted import planted
 from sightline.precision import NAMED
 from sightline.recipe import Recipe, load_recipe
 from sightline.terminal import table
-from sightline.training import Learner, Progress, train
+from sightline.training import Learner, Progress, optimizers, train
 from sightline.training.learner import choose_arithmetic
 from sightline.training.optimizers import make_optimizer, set_rate
 
@@ -367,6 +369,9 @@ def child(options: argparse.Namespace) -> None:
 
     if options.without == "whitening":  # an ordinary first layer, which learns
         FastNet.adapt = lambda net, images: net.whiten.weight.requires_grad_(True)  # type: ignore[method-assign, assignment]
+    if options.without == "savings":  # torch's layers, and an update's factor by one multiplication after the other
+        lean.keeps_less = lambda layer, x: False
+        optimizers.orthogonal = lambda matrix, products: orthogonalise(matrix, products).to(matrix.dtype)
     if options.without == "last convolution":
         whole = FastNet.__init__
 
@@ -462,7 +467,8 @@ def parts_of_fast(fast: Recipe) -> dict[str, Recipe]:
         "smoother labels and jitter": replace(
             fast, label_smoothing=0.2, augment=(*fast.augment, ColorJitter(0.1, 0.13, 0.0, 0.0, 1.0))
         ),
-        "no whitening": fast,  # `child` sees to it, and to the next two
+        "no whitening": fast,  # `child` sees to it, and to the next three
+        "no savings": fast,
         "no last convolution": fast,
         "no last convolution but an eighth wider": replace(fast, width=1.125 * fast.width),
         "a quarter wider": replace(fast, width=1.25 * fast.width),
@@ -526,7 +532,7 @@ def _spread(figures: dict[str, Any]) -> str:
 
 
 SIDES = "fast,airbench"
-WITHOUT = ("whitening", "last convolution")  # what `ablation` takes from the net itself
+WITHOUT = ("whitening", "savings", "last convolution")  # what `ablation` takes from the code itself
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     f.__name__: f for f in (throughput, loader, share, busy, runs, elsewhere, ablation)
 }
