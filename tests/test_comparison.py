@@ -388,6 +388,17 @@ def test_b_against_a_says_the_opposite() -> None:
     assert (back.fixed, back.broken) == (there.broken, there.fixed)
 
 
+@pytest.mark.parametrize(("runs_a", "runs_b"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+def test_a_verdict_of_single_runs_names_what_it_takes_for_granted(runs_a: int, runs_b: int) -> None:
+    labels = np.arange(500) % 4
+    worse = [said(np.random.default_rng(k).random(500) < 0.6, labels) for k in range(runs_a)]
+    better = [said(np.random.default_rng(9 + k).random(500) < 0.9, labels) for k in range(runs_b)]
+    error = 1 - (np.mean([p.predicted == p.labels for p in worse]) + np.mean([p.predicted == p.labels for p in better])) / 2
+    given = f", if seeds differ as little as is usual (a standard deviation of {100 * (error / 20_000) ** 0.5:.2f} points)"
+    assert compare_predictions(worse, better).verdict == "B is better" + given * (1 in (runs_a, runs_b))
+    assert compare_predictions(better, worse).verdict == "B is worse" + given * (1 in (runs_a, runs_b))
+
+
 def test_a_verdict_that_cannot_be_given_says_what_could_be_told_or_is_needed() -> None:
     a, b = both(1, 1, 19)
     assert compare_predictions(a, b).verdict == "cannot tell: 19 images are too few for a conclusion; at least 20 are needed"

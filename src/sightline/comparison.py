@@ -180,7 +180,7 @@ def compare_predictions(a: Sequence[Predictions], b: Sequence[Predictions]) -> C
     more = right_b.sum(0) * len(a) - right_a.sum(0) * len(b)  # the change in the share right, in whole numbers: equals stay equal
     margin = _mean_margins(a) - _mean_margins(b)
     return Comparison(
-        verdict=verdict(change, len(labels)),
+        verdict=verdict(change, len(labels), run_deviation(_error(right_a, right_b)) if min(len(a), len(b)) == 1 else None),
         split=a[0].split,
         n=len(labels),
         runs=(len(a), len(b)),
@@ -200,14 +200,16 @@ def compare_predictions(a: Sequence[Predictions], b: Sequence[Predictions]) -> C
     )
 
 
-def verdict(change: Difference, n: int) -> str:
-    """Return one line: "B is better", "B is worse", or "cannot tell" with the smallest effect told or the images needed."""
+def verdict(change: Difference, n: int, assumed: float | None = None) -> str:
+    """Return one line: "B is better", "B is worse", or "cannot tell" with the smallest effect told or the images needed.
+
+    assumed: the deviation between runs that was taken for granted, where an arm has one run; the line says so.
+    """
     if n < LEAST_IMAGES:
         return f"cannot tell: {n} images are too few for a conclusion; at least {LEAST_IMAGES} are needed"
-    if change.low > 0:
-        return "B is better"
-    if change.high < 0:
-        return "B is worse"
+    if change.low > 0 or change.high < 0:
+        given = f", if seeds differ as little as is usual (a standard deviation of {100 * assumed:.2f} points)" if assumed else ""
+        return f"B is {'better' if change.low > 0 else 'worse'}{given}"
     return f"cannot tell (smallest effect that could be told: {100 * change.smallest:.2f} points)"
 
 
@@ -228,7 +230,8 @@ def run_deviation(error: float, share: float = 1.0) -> float:
     √(error / 2 / 10,000): the deviation on a test set of 10,000 images between runs that disagree on as many of them as they have
     wrong (see `churn`), independently of each other. 0.15 and 0.23 points for errors of 4.7 and 10.6 %, where 0.21 and 0.26 were
     measured (ResNet-18 on CIFAR-10, 5 runs; DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552, table 1). The images show
-    most of that themselves, so it is on the safe side. share: the error is that of so much of the 10,000.
+    most of that themselves, so it is on the safe side there. Trained on a few hundred images, runs differ by several points: a
+    verdict that rests on this figure names it. share: the error is that of so much of the 10,000.
     """
     return math.sqrt(error / 2 / (USUAL_IMAGES * share))
 
