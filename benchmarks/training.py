@@ -460,6 +460,8 @@ def parts_of_fast(fast: Recipe) -> dict[str, Recipe]:
         "no label smoothing": replace(fast, label_smoothing=0.0),
         "full size throughout": replace(fast, sizes=()),
         "all images in all epochs": replace(fast, keep=()),
+        "all images in the last epoch": replace(fast, keep=((0.5, 0.55), (0.875, 1.0))),
+        "crops by three pixels": replace(fast, augment=(RandomCrop(3), HorizontalFlip(alternating=True))),
         "SGD instead of muon": replace(fast, optimizer="sgd", max_lr=0.4, momentum=0.9, weight_decay=5e-4, decay_all=False),
         "batch 2000": replace(fast, batch_size=2000, max_lr=0.24),
         "batch 250": replace(fast, batch_size=250, max_lr=0.085),

@@ -42,6 +42,7 @@ from .state import State
 
 CHECKPOINT_SECONDS = 60.0
 READ_SECONDS = 0.2  # how often an accelerator is asked for the loss
+TIDY_SECONDS = 10.0  # how often free memory goes back to the system: gaps between what is in use grow with the steps
 SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
 
 
@@ -133,10 +134,9 @@ def _train(
         begun = state.pop("within", None) or {"step": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}
         if not begun["step"]:
             now.draw_order(recipe.kept(epoch), steps[epoch] * batch, Generator().manual_seed(stream(seed, "order", epoch)))
-        if epoch == begin or recipe.scale(epoch) != recipe.scale(epoch - 1):
-            give_back()
+        give_back()
         total, seconds = Total(begun["loss"], begun["correct"]), begun["seconds"]
-        start = saved = read = time.perf_counter()
+        start = saved = tidied = read = time.perf_counter()
         model.train()
         with closing(learner.images.batches(now.order[begun["step"] * batch :], batch)) as batches:
             for step, (chosen, images) in enumerate(batches, begun["step"]):
@@ -168,9 +168,12 @@ def _train(
                     spent = seconds + read - start
                     within = {"step": step + 1, "loss": total.loss, "correct": total.right, "seconds": spent}
                     runs.save_state(folder, now.tensors(), {**state, "within": within})
-                    give_back()  # gaps grow
                     saved = time.perf_counter()
+                if read - tidied > TIDY_SECONDS:
+                    give_back()
+                    tidied = time.perf_counter()
 
+        give_back()
         last = epoch + 1 == epochs
         if last and now.average:
             on_progress(Progress("settle", epoch=epoch + 1, epochs=epochs))
