@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -159,6 +161,28 @@ def test_a_run_that_stopped_anywhere_ends_as_if_it_had_not(
     for a, b in zip(resumed.history, whole.history, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
     assert not (resumed.folder / "resume").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+@pytest.mark.parametrize("often", [False, True])
+def test_what_steps_leave_behind_goes_back_before_the_test_and_every_so_often(
+    often: bool, blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "TIDY_SECONDS", -1.0 if often else 1e9)
+    block = 2**28
+    resident: dict[str, list[float]] = {"train": [], "test": []}  # in blocks
+
+    def watch(now: Progress) -> None:
+        if now.stage in resident:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident[now.stage].append(pages * mmap.PAGESIZE / block)
+        if now.stage == "train":
+            torch.ones(block, dtype=torch.uint8)  # freed at once, and kept
+
+    train(blobs, tmp_path / "run", recipe=quick.with_(epochs=1), precision="fp32", on_progress=watch)
+    first, second = resident["train"][:2]
+    assert second - first > 0.8 if not often else abs(second - first) < 0.2
+    assert abs(resident["test"][0] - first) < 0.2
 
 
 @pytest.mark.slow
