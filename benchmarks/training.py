@@ -462,6 +462,10 @@ def parts_of_fast(fast: Recipe) -> dict[str, Recipe]:
         "all images in all epochs": replace(fast, keep=()),
         "all images in the last epoch": replace(fast, keep=((0.5, 0.55), (0.875, 1.0))),
         "crops by three pixels": replace(fast, augment=(RandomCrop(3), HorizontalFlip(alternating=True))),
+        # Three that come to the work of eight epochs.
+        "seven epochs with five at full size": replace(fast, epochs=7, sizes=((0.28, 0.5),), keep=((0.28, 0.65),)),
+        "seven epochs with the hardest 73 %": replace(fast, epochs=7, sizes=((0.28, 0.5), (0.42, 0.625)), keep=((0.42, 0.73),)),
+        "six epochs with the hardest 80 %": replace(fast, epochs=6, sizes=((0.16, 0.5), (0.33, 0.625)), keep=((0.33, 0.8),)),
         "SGD instead of muon": replace(fast, optimizer="sgd", max_lr=0.4, momentum=0.9, weight_decay=5e-4, decay_all=False),
         "batch 2000": replace(fast, batch_size=2000, max_lr=0.24),
         "batch 250": replace(fast, batch_size=250, max_lr=0.085),
