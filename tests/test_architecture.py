@@ -22,6 +22,7 @@ ORDER = (
     "imagefiles",
     "planted",
     "lean",
+    "winograd",
     "models",
     "batches",
     "allocation",

@@ -65,10 +65,10 @@ def test_trainings_of_other_lengths_have_the_same_arithmetic_and_are_not_timed_a
     timed: list[Precision] = []
     monkeypatch.setattr(precision, "_seconds", lambda candidate, **_: timed.append(candidate) or 1 / (1 + len(timed)))
     first = chosen(steps=10, key="lengths")
-    assert timed == [NAMED["fp32"], NAMED["fp32-channels-last"], NAMED["bf16"]] and first == NAMED["bf16"]
-    assert chosen(steps=20, key="lengths") == chosen(steps=7000, key="lengths") == first and len(timed) == 3
-    assert chosen(steps=7500, key="lengths") == chosen(steps=10**6, key="lengths") == NAMED["bf16-compiled"]  # 1/4 s a step
-    assert timed[3:] == [NAMED["bf16"], NAMED["bf16-compiled"]]
+    assert timed == [NAMED[name] for name in ("fp32", "fp32-channels-last", "fp32-winograd", "bf16")] and first == NAMED["bf16"]
+    assert chosen(steps=20, key="lengths") == chosen(steps=9000, key="lengths") == first and len(timed) == 4
+    assert chosen(steps=9500, key="lengths") == chosen(steps=10**6, key="lengths") == NAMED["bf16-compiled"]  # 1/5 s a step
+    assert timed[4:] == [NAMED["bf16"], NAMED["bf16-compiled"]]
 
 
 def test_what_an_older_version_remembered_or_nobody_can_read_is_timed_anew(monkeypatch: pytest.MonkeyPatch) -> None:

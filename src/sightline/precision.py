@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .exceptions import RecipeError, SightlineError
 from .runs import write_json
+from .winograd import Winograd
 
 COMPILE_WORTH = 1800.0  # seconds of training from which a minute of compilation is worth trying
 CLEARLY = 0.95  # a candidate must take less than this share of the simpler one's time
@@ -35,11 +36,15 @@ TRY_SECONDS = 3.0  # of a candidate's steps, after which no other is taken; two 
 
 @dataclass(frozen=True)
 class Precision:
-    """How a training step is computed: dtype of the products (float32, bfloat16 or float16), memory format, compiled or not."""
+    """How a training step is computed: dtype of the products (float32, bfloat16 or float16), memory format, compiled or not.
+
+    winograd: whether 3×3 convolutions take fewer products (sightline.winograd): in float32, channels last, on a CPU.
+    """
 
     dtype: str = "float32"
     channels_last: bool = False
     compiled: bool = False
+    winograd: bool = False
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return `model` in this memory format (in place), and compiled if asked.
@@ -66,6 +71,8 @@ class Precision:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the model's forward pass runs."""
+        if self.winograd:
+            return Winograd()
         lower = self.dtype != "float32"
         return torch.autocast(device.type, getattr(torch, self.dtype) if lower else None, enabled=lower)
 
@@ -79,19 +86,23 @@ class Precision:
         return next(name for name, precision in NAMED.items() if precision == self)
 
     def __str__(self) -> str:
-        parts = [self.dtype, "channels-last" if self.channels_last else "", "compiled" if self.compiled else ""]
-        return ", ".join(part for part in parts if part)
+        ways = {"channels-last": self.channels_last, "compiled": self.compiled, "Winograd": self.winograd}
+        return ", ".join([self.dtype, *(way for way, taken in ways.items() if taken)])
 
 
 NAMED = {
     "fp32": Precision(),
     "fp32-channels-last": Precision("float32", channels_last=True),
+    "fp32-winograd": Precision("float32", channels_last=True, winograd=True),
     "bf16": Precision("bfloat16", channels_last=True),
     "fp16": Precision("float16", channels_last=True),
     "fp32-compiled": Precision("float32", channels_last=True, compiled=True),
     "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
     "fp16-compiled": Precision("float16", channels_last=True, compiled=True),
 }
+
+
+TRIED = ("fp32", "fp32-channels-last", "fp32-winograd", "bf16", "fp16")  # the simplest first
 
 
 def _refuse_overrun(model: nn.Module) -> None:
@@ -136,10 +147,10 @@ def choose(
         return NAMED[name]
     seconds = partial(_seconds, build=build, shape=shape, classes=classes, device=device)
     key = "|".join((machine(device), torch.__version__, key, "x".join(map(str, shape))))
-    best, a_step = _remembered(key, [NAMED[each] for each in ("fp32", "fp32-channels-last", "bf16", "fp16")], seconds)
+    best, a_step = _remembered(key, [NAMED[each] for each in TRIED], seconds)
     if steps * a_step <= COMPILE_WORTH:
         return best
-    return _remembered(f"{key}|long", (best, replace(best, channels_last=True, compiled=True)), seconds)[0]
+    return _remembered(f"{key}|long", (best, replace(best, channels_last=True, compiled=True, winograd=False)), seconds)[0]
 
 
 def _remembered(key: str, candidates: Sequence[Precision], seconds: Callable[[Precision], float]) -> tuple[Precision, float]:
@@ -197,7 +208,11 @@ def _seconds(
     device: torch.device,
 ) -> float:
     """Seconds of a training step; infinite where it isn't to be tried. On a CPU a part of the batch stands for the whole."""
-    if (precision.dtype == "bfloat16" and not has_bfloat16(device)) or (precision.dtype == "float16" and device.type != "cuda"):
+    if (
+        (precision.dtype == "bfloat16" and not has_bfloat16(device))
+        or (precision.dtype == "float16" and device.type != "cuda")
+        or (precision.winograd and device.type != "cpu")
+    ):
         return math.inf
     n, *rest = shape
     part = min(n, 64) if device.type == "cpu" else n

@@ -262,13 +262,12 @@ def _heatmaps_note(saved: SavedMaps | None, diagnosis: Diagnosis | None) -> str:
 
 
 def _provenance(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    data, arithmetic = info["data"], info["arithmetic"]
-    ways = ["channels last"] * arithmetic["channels_last"] + ["compiled"] * arithmetic["compiled"]
+    data = info["data"]
     return (
         ("Data", f"{data['name']}: images: {data['n_train']:,} train, {data.get('n_dev', 0):,} dev, {data['n_test']:,} test"),
         ("Data, SHA-256", data["hash"]),
         ("Highest learning rate", f"{info['max_lr']:.3g}"),
-        ("Arithmetic", ", ".join([arithmetic["dtype"], *ways])),
+        ("Arithmetic", str(Precision(**info["arithmetic"]))),
         ("Machine", info["machine"]),
         *((f"{name} version", str(number)) for name, number in info["versions"].items()),
     )
