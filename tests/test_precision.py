@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -156,6 +157,34 @@ def test_a_slow_candidate_takes_no_more_than_two_steps(monkeypatch: pytest.Monke
         precision._seconds(Precision(), build_counted, (8, 3, 16, 16), 3, CPU)
         assert len(steps) == expected
         steps.clear()
+
+
+def test_a_step_that_waits_for_a_core_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "TRY_SECONDS", math.inf)
+    waits = iter((0.3, 0.3, 0.0, 0.3, 0.3))
+
+    def build_waiting() -> torch.nn.Module:
+        model = SMALL()
+        model.register_forward_hook(lambda *_: time.sleep(next(waits)))
+        return model
+
+    assert precision._seconds(Precision(), build_waiting, (8, 3, 16, 16), 3, CPU) < 0.3
+
+
+def test_of_a_large_batch_a_part_is_timed_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def build_counted() -> torch.nn.Module:
+        model = SMALL()
+        model.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+        return model
+
+    monkeypatch.setattr(precision, "TRY_SECONDS", 0.0)
+    monkeypatch.setattr(precision, "wait", lambda _: None)
+    clock = iter(range(100))
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    assert precision._seconds(Precision(), build_counted, (512, 3, 16, 16), 3, CPU) == 4.0  # a second a part
+    assert seen == [128, 128]
 
 
 def test_what_does_not_run_here_is_no_candidate() -> None:

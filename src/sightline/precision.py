@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +30,7 @@ from .winograd import Winograd
 COMPILE_WORTH = 1800.0  # seconds of training from which a minute of compilation is worth trying
 CLEARLY = 0.95  # a candidate must take less than this share of the simpler one's time
 HOPELESS = 8.0  # times as long as in float32: a matrix product that takes more in bfloat16 is emulated
+PART = 128  # images of a batch that stand for the whole on a CPU: of fewer too much stays in its cache
 TRY_SECONDS = 3.0  # of a candidate's steps, after which no other is taken; two are at least
 
 
@@ -215,7 +215,7 @@ def _seconds(
     ):
         return math.inf
     n, *rest = shape
-    part = min(n, 64) if device.type == "cpu" else n
+    part = min(n, PART) if device.type == "cpu" else n
     images = precision.format(torch.randn(part, *rest, device=device))
     labels = torch.randint(classes, (part,), device=device)
     try:
@@ -235,7 +235,7 @@ def _seconds(
     except Exception as error:  # no compiler, an operator without bfloat16, …: then it is simply not a candidate
         logging.getLogger(__name__).info("%s does not run here: %s", precision, error)
         return float("inf")
-    return statistics.median(times[len(times) // 2 :]) * n / part  # the first steps allocate, and may compile
+    return min(times[1:]) * n / part  # the first allocates, and may compile; others may have waited for a core
 
 
 def wait(device: torch.device) -> None:
