@@ -1,12 +1,13 @@
 """What training costs here: against the plain stack that Sightline starts from, and against airbench94-muon.
 
     python benchmarks/training.py                    all but the long ones: throughput, loader, share (ten minutes)
-    python benchmarks/training.py SECTION …          some of: throughput, loader, share, busy, runs, elsewhere, ablation
+    python benchmarks/training.py SECTION …          some of: throughput, loader, share, tiles, busy, runs, elsewhere, ablation
         [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--width 0.5] [--data-dir DIR]
 
 throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
 loader       images/s of what gives a net its images, of each built-in recipe: whole batches, and Albumentations image by image
 share        the share of the machine's matrix throughput, in the same arithmetic, that a training step sustains
+tiles        3×3 convolutions in float32 by sightline.winograd and by torch alone, layers and whole steps, both in turn
 busy         seconds of a short training, alone and beside a process that takes a core, by how threads wait for each other
 runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the
              trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
@@ -67,6 +68,7 @@ from sightline.terminal import table
 from sightline.training import Learner, Progress, optimizers, train
 from sightline.training.learner import choose_arithmetic
 from sightline.training.optimizers import make_optimizer, set_rate
+from sightline.winograd import Winograd
 
 console = Console()
 
@@ -231,9 +233,9 @@ def share(options: argparse.Namespace) -> dict[str, Any]:
     for name, precision in (("classic", "auto"), ("classic", compiled), ("strong", "auto"), ("fast", "auto")):
         recipe = load_recipe(name)
         learner = learner_of(data, recipe, device, precision)
+        counted = learner_of(data, recipe, device, "fp32")  # all products, also where the training saves some
         with FlopCounterMode(display=False) as counter:
-            learner.loss(learner.model, torch.arange(2), learner.images.take(torch.arange(2)), Generator()).mean.backward()
-        learner.model.zero_grad()
+            counted.loss(counted.model, torch.arange(2), counted.images.take(torch.arange(2)), Generator()).mean.backward()
         flops, size, arithmetic = counter.get_total_flops() / 2, recipe.batch_size, learner.arithmetic
         sides[f"{name}, batch {size}, {arithmetic}"] = (sightline_steps(learner, recipe), size, flops, arithmetic.dtype)
     for steps, _, _, dtype in sides.values():
@@ -252,6 +254,38 @@ def share(options: argparse.Namespace) -> dict[str, Any]:
     columns = ("training step", "GFLOP an image", "share of a matrix product", "min", "max")
     console.print(table(columns, rows, left=("training step",)))
     return {**found, "matrix_product_flops_per_second": peaks}
+
+
+@kept_memory()
+def tiles(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds by torch alone over those with sightline.winograd: of layers, there and back, and of recipes' whole steps."""
+    device, data, found = torch.device("cpu"), planted("planted:clean"), dict[str, list[float]]()
+    layers = [(500, 64, 64, 15), (500, 64, 256, 15), (500, 256, 256, 7), (500, 256, 256, 5)]  # of FastNet, and of ResNet-18
+    layers += [(128, 64, 64, 32), (128, 128, 128, 16), (128, 256, 256, 8), (128, 512, 512, 4)]
+    for images, channels, made, side in layers:
+        shapes = ((images, channels, side, side), (made, channels, 3, 3), (images, made, side, side))
+        x, weight, grad = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
+        pair = (x.requires_grad_(), weight.requires_grad_())
+
+        def there_and_back(context: Callable[[], Any], pair: Any = pair, grad: Tensor = grad) -> float:
+            start = time.perf_counter()
+            with context():
+                result = F.conv2d(*pair, padding=1)
+            torch.autograd.grad(result, pair, grad)
+            return time.perf_counter() - start
+
+        ways = (nullcontext, Winograd)
+        seconds = [[there_and_back(way) for way in ways] for _ in range(options.rounds + 1)][1:]  # the first warms up
+        found[f"{images} images of {side}×{side}, {channels} → {made} channels"] = [plain / tiled for plain, tiled in seconds]
+    for name in ("strong", "fast"):
+        recipe = load_recipe(name)
+        learners = [learner_of(data, recipe, device, f"fp32-{way}") for way in ("channels-last", "winograd")]
+        sides = [sightline_steps(learner, recipe) for learner in learners]
+        speeds = [[measure(steps, 2, recipe.batch_size) for steps in sides] for _ in range(options.rounds + 1)][1:]
+        found[f"steps of {name}, {recipe.batch_size} images of 32×32"] = [tiled / plain for plain, tiled in speeds]
+    rows = [(name, *(f"{f(ratios):.2f}" for f in (statistics.median, min, max))) for name, ratios in found.items()]
+    console.print(table(("torch's seconds over ours", "median", "min", "max"), rows, left=("torch's seconds over ours",)))
+    return found
 
 
 def runs(options: argparse.Namespace) -> dict[str, Any]:
@@ -540,7 +574,7 @@ def _spread(figures: dict[str, Any]) -> str:
 SIDES = "fast,airbench"
 WITHOUT = ("whitening", "savings", "last convolution")  # what `ablation` takes from the code itself
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    f.__name__: f for f in (throughput, loader, share, busy, runs, elsewhere, ablation)
+    f.__name__: f for f in (throughput, loader, share, tiles, busy, runs, elsewhere, ablation)
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def test_images_lie_in_the_mosaic_that_takes_the_fewest_tiles(size: tuple[int, i
 def test_images_come_out_of_their_mosaics_as_they_were_and_are_apart(images: int, size: tuple[int, int]) -> None:
     x, tiling = torch.rand(images, *size, 3) + 1, Tiling.of(*size)
     out, ones = torch.zeros_like(x), 0.0
-    for mosaics, into in zip(tiling.mosaics(x), out.split(tiling.at_a_time), strict=True):
+    for mosaics, into in zip(tiling.mosaics(x, "inputs"), out.split(tiling.at_a_time), strict=True):
         # Nothing but the images, and no image touches another, or the border: what is between them stays 0.
         assert mosaics[mosaics != 0].sum() == pytest.approx(float(x[int(ones) : int(ones) + len(into)].sum()), rel=1e-5)
         spread = F.max_pool2d((mosaics[..., 0] > 0).float()[:, None], 3, 1, 1)[:, 0]
@@ -171,6 +172,34 @@ def test_a_training_so_goes_as_a_plain_one_is_the_same_each_time_and_says_so(blo
     assert all(torch.equal(b[name], c[name]) for name in b) and not torch.equal(a["layer3.0.weight"], b["layer3.0.weight"])
     assert tiled.info["arithmetic"] == {"dtype": "float32", "channels_last": True, "compiled": False, "winograd": True}
     assert tiled.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=0.05)
+
+
+def test_a_training_may_follow_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd.room, "memory", {})
+    x, weight = noise(4, 192, 8, 8), noise(192, 192, 3, 3, seed=1).requires_grad_()
+    with torch.inference_mode():
+        predicted = convolved(x, weight, padding=1)
+    result = convolved(x, weight, padding=1)
+    result.sum().backward()
+    with torch.inference_mode():
+        assert torch.equal(predicted, result) and torch.equal(predicted, convolved(x, weight, padding=1))
+
+
+def test_threads_have_rooms_of_their_own_and_keep_them() -> None:
+    inputs = [(noise(30, 192, 6, 6, seed=each), noise(192, 192, 3, 3, seed=each + 9).requires_grad_()) for each in range(2)]
+
+    def both(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, set[int]]:
+        for _ in range(8):
+            result = convolved(*pair, padding=1)
+            gradient = torch.autograd.grad(result.square().sum(), pair[1])[0]
+        return result, gradient, {each.data_ptr() for each in winograd.room.memory.values()}
+
+    alone = [both(pair) for pair in inputs]
+    assert alone[0][2] == alone[1][2]  # no other memory, though sixteen passes went through
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(both, inputs))
+    for mine, other in zip(alone, together, strict=True):
+        assert torch.equal(mine[0], other[0]) and torch.equal(mine[1], other[1]) and not mine[2] & other[2]
 
 
 def test_dropout_and_other_functions_are_untouched_within_with() -> None:

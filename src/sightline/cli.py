@@ -51,7 +51,9 @@ RecipeName = Annotated[str, typer.Option("-r", "--recipe", help="a built-in reci
 Augment = Annotated[Path | None, typer.Option(help="an augmentation saved by albumentations.save, instead of the recipe's")]
 Width = Annotated[float | None, typer.Option(min=0.01, help="times the channels of a built-in model, instead of the recipe's")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the best there is if not given")]
-PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, or one of them with -compiled")]
+PrecisionName = Annotated[
+    str, typer.Option(help="auto, fp32 (also -channels-last, -winograd), bf16, fp16, or one of these three with -compiled")
+]
 Field = Annotated[
     Path | None,
     typer.Option(help="a folder of images from where the model is used, without labels: what sets them apart is looked for too"),

@@ -10,6 +10,8 @@ Numbers are torch's but for rounding: to some 1e-5 of the largest; torch's own a
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -123,14 +125,14 @@ class Tiling:
         """How many images have about TILES tiles: whole mosaics."""
         return max(TILES // (self.rows * self.columns), 1) * self.side**2
 
-    def mosaics(self, images: Tensor) -> Iterator[Tensor]:
+    def mosaics(self, images: Tensor, name: str) -> Iterator[Tensor]:
         """Images (N, H, W, C) as mosaics with a border of a pixel, (M, 4·rows + 2, 4·columns + 2, C), `at_a_time` images each.
 
-        All in the same memory: one must be done with before the next is taken.
+        All in the room of that name: one must be done with before the next is taken.
         """
         whole = self.side**2
         count = -(-min(len(images), self.at_a_time) // whole)
-        made = images.new_zeros(count, 4 * self.rows + 2, 4 * self.columns + 2, images.shape[3])
+        made = room(name, count, 4 * self.rows + 2, 4 * self.columns + 2, images.shape[3]).zero_()
         for some in images.split(self.at_a_time):
             count = -(-len(some) // whole)
             if len(some) < count * whole:
@@ -160,8 +162,10 @@ def _results(x: Tensor, weight: Tensor) -> Tensor:
     filters = (SEEN @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, -1, channels)
     results = images.new_empty(*images.shape[:3], channels)
     tiling = Tiling.of(*images.shape[1:3])
-    for some, into in zip(tiling.mosaics(images), results.split(tiling.at_a_time), strict=True):
-        tiling.images(_joined(_seen(some, 6, of_inputs) @ filters, tiling), into)
+    for some, into in zip(tiling.mosaics(images, "inputs"), results.split(tiling.at_a_time), strict=True):
+        seen = _seen(some, 6, of_inputs, "seen inputs")
+        products = torch.bmm(seen, filters, out=room("products", 36, seen.shape[1], channels))
+        tiling.images(_joined(products, tiling), into)
     return results.permute(0, 3, 1, 2)
 
 
@@ -171,18 +175,22 @@ def _filters_gradient(x: Tensor, grad: Tensor) -> Tensor:
     channels, made = inputs.shape[3], results.shape[3]
     total = inputs.new_zeros(36, channels, made)
     tiling = Tiling.of(*inputs.shape[1:3])
-    for some, their in zip(tiling.mosaics(inputs), tiling.mosaics(results), strict=True):
-        total.baddbmm_(_seen(some, 6, of_inputs).transpose(1, 2), _seen(their[:, 1:-1, 1:-1], 4, of_gradients))
+    for some, their in zip(tiling.mosaics(inputs, "inputs"), tiling.mosaics(results, "results"), strict=True):
+        seen = _seen(some, 6, of_inputs, "seen inputs")
+        total.baddbmm_(seen.transpose(1, 2), _seen(their[:, 1:-1, 1:-1], 4, of_gradients, "seen results"))
     return (SEEN.T @ total.view(36, -1)).view(3, 3, channels, made).permute(3, 2, 0, 1)
 
 
-def _seen(mosaics: Tensor, taken: int, transform: Transform) -> Tensor:
-    """The 36 factors of each tile, (36, M·rows·columns, C), from its `taken`² pixels: over the rows, then over the columns."""
+def _seen(mosaics: Tensor, taken: int, transform: Transform, name: str) -> Tensor:
+    """The 36 factors of each tile, (36, M·rows·columns, C), from its `taken`² pixels: over the rows, then over the columns.
+
+    They are in the room of that name.
+    """
     count, height, width, channels = mosaics.shape
     rows, columns = 1 + (height - taken) // 4, 1 + (width - taken) // 4
-    half = mosaics.new_empty(6, count, rows, width, channels)
+    half = room("half", 6, count, rows, width, channels)
     transform([mosaics[:, i : i + 4 * rows - 3 : 4] for i in range(taken)], half.unbind())
-    seen = mosaics.new_empty(6, 6, count, rows, columns, channels)
+    seen = room(name, 6, 6, count, rows, columns, channels)
     transform([half[:, :, :, i : i + 4 * columns - 3 : 4] for i in range(taken)], seen.unbind(1))
     return seen.view(36, -1, channels)
 
@@ -190,12 +198,34 @@ def _seen(mosaics: Tensor, taken: int, transform: Transform) -> Tensor:
 def _joined(products: Tensor, tiling: Tiling) -> Tensor:
     """Mosaics without a border, (M, 4·rows, 4·columns, K), from the products of their tiles, (36, M·rows·columns, K)."""
     products = products.view(6, 6, -1, tiling.rows, tiling.columns, products.shape[2])
-    half = products.new_empty(4, *products.shape[1:])
+    half = room("half", 4, *products.shape[1:])
     of_products(products.unbind(), half.unbind())
     count, rows, columns, channels = products.shape[2:]
-    joined = products.new_empty(count, rows, 4, columns, 4, channels)
+    joined = room("joined", count, rows, 4, columns, 4, channels)
     of_products(half.unbind(1), [joined[:, :, :, :, i].permute(2, 0, 1, 3, 4) for i in range(4)])
     return joined.view(count, 4 * rows, 4 * columns, channels)
+
+
+class _Rooms(threading.local):
+    """Memory for what is of some tiles only: kept, each thread's own.
+
+    Freed and taken anew beside what stays until the way back, it would leave gaps everywhere.
+    """
+
+    def __init__(self) -> None:
+        self.memory: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """The room of that name, float32, for the time being; what was in it is lost."""
+        size = math.prod(shape)
+        if name not in self.memory or self.memory[name].numel() < size:
+            self.memory.pop(name, None)
+            with torch.inference_mode(False):  # or no training could write there after a prediction
+                self.memory[name] = torch.empty(size)
+        return self.memory[name][:size].view(shape)
+
+
+room = _Rooms()
 
 
 def of_inputs(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:

@@ -42,7 +42,7 @@ from .state import State
 
 CHECKPOINT_SECONDS = 60.0
 READ_SECONDS = 0.2  # how often an accelerator is asked for the loss
-TIDY_SECONDS = 10.0  # how often free memory goes back to the system: gaps between what is in use grow with the steps
+TIDY_SECONDS = 5.0  # how often free memory goes back to the system: gaps between what is in use grow with the steps
 SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
 
 
