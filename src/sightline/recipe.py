@@ -12,8 +12,8 @@ fast      A small, wide net, orthogonalised updates, images that grow and, towar
           `sightline train cifar10 -r fast --dev 0 -o RUN`: 9 to 10 minutes on the cores of `classic`; 92.65 %, with more views
           of unsure images 93.83 % (n = 1 seed); with `--epochs 8` 7 minutes, 92.62 ± 0.08 and 93.43 ± 0.11 %; with
           `--width 1.25` 14 minutes, 93.42 ± 0.05 and 94.18 ± 0.12 % (mean and standard deviation of n = 3 seeds each). Where the
-          cores have no bfloat16 (AVX2) it takes three times as long: with `--epochs 9` 25 minutes, 92.73 ± 0.23 and 93.63 ±
-          0.12 % (n = 3).
+          cores have no bfloat16 (AVX2) it takes three times as long: with `--epochs 9` 22 minutes, 92.77 ± 0.19 and 93.70 ±
+          0.10 % (n = 3).
           `sightline reproduce RUN -o NEW` gives the same history and weights, byte for byte.
 small     A plain small net, Adam: for trying things out.
           `sightline train planted:clean -r small --dev 0 -o RUN`: 15 s; 91.67 % (n = 3).
