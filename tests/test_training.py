@@ -469,7 +469,7 @@ def test_predict_equals_a_plain_loop_and_restores_the_mode(blobs: Dataset) -> No
 
 def test_bfloat16_trains_too_and_says_so(blobs: Dataset, quick: Recipe, tmp_path: Path) -> None:
     run = train(blobs, tmp_path / "run", recipe=quick, precision="bf16")
-    assert run.info["arithmetic"] == {"dtype": "bfloat16", "channels_last": True, "compiled": False}
+    assert run.info["arithmetic"] == {"dtype": "bfloat16", "channels_last": True, "compiled": False, "winograd": False}
     assert run.history[-1]["test_accuracy"] > 0.9
 
 
