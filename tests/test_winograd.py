@@ -20,7 +20,7 @@ from sightline.recipe import RECIPES
 from sightline.training import train
 from sightline.winograd import Tiling, Winograd, convolved
 
-# Of the paper's section 4.3, F(4×4, 3×3); its Bᵀ and G lack a sign in the fourth row of some copies, so test_a_tile checks them.
+# The paper's, of F(4×4, 3×3).
 B_T = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
 B_T += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
 A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
@@ -109,6 +109,23 @@ OTHERS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
 def test_all_else_is_torch_s_own_bit_for_bit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_results", lambda *_: pytest.fail("made of tiles"))
     assert torch.equal(OTHERS[case](convolved), OTHERS[case](F.conv2d))
+
+
+def test_arguments_may_be_named_as_torch_names_them() -> None:
+    x, weight, bias = noise(2, 192, 9, 9), noise(192, 192, 3, 3, seed=1), noise(192, seed=2)
+    with Winograd():
+        named = F.conv2d(input=x, weight=weight, bias=bias, stride=1, padding=1, dilation=1, groups=1)
+    assert close(named, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+
+
+def test_it_is_in_float32_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd.room, "memory", {})
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = convolved(noise(2, 192, 9, 9).float(), noise(192, 192, 3, 3, seed=1).float(), padding=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert result.dtype == torch.float32 and result.isfinite().all()
 
 
 def test_few_channels_take_tiles_for_the_filters_gradient_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,8 +100,6 @@ NAMED = {
     "bf16-compiled": Precision("bfloat16", channels_last=True, compiled=True),
     "fp16-compiled": Precision("float16", channels_last=True, compiled=True),
 }
-
-
 TRIED = ("fp32", "fp32-channels-last", "fp32-winograd", "bf16", "fp16")  # the simplest first
 
 

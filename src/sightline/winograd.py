@@ -25,9 +25,10 @@ from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 RESULTS_FROM = 192  # channels, the fewer of those in and out, from which results and the inputs' gradients are faster so
-FILTERS_FROM = 64  # and the filters' gradient, for which torch's own way takes twice as long as for each of the others
+FILTERS_FROM = 64  # and the filters' gradient, for which torch's own way takes longest
 TILES = 256  # at a time: few enough to stay in the cache, enough for products at full speed
-G = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+ON: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are set to
+G = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], **ON) / 24
 SEEN = torch.kron(G, G)  # a filter as its 36 factors, (36, 9)
 
 Transform = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
@@ -45,7 +46,7 @@ class Winograd(TorchFunctionMode):
 
 
 def convolved(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -55,9 +56,9 @@ def convolved(
 ) -> Tensor:
     """Return torch.conv2d's result, (N, C, H, W) and (K, C, 3, 3) → (N, K, H, W); what this module isn't for is torch's own."""
     plain = all(value in (1, (1, 1), [1, 1]) for value in (stride, padding, dilation)) and groups == 1
-    if not plain or not _suits(x, weight):
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    result: Tensor = _Convolved.apply(x, weight)  # type: ignore[no-untyped-call]
+    if not plain or not _suits(input, weight):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    result: Tensor = _Convolved.apply(input, weight)  # type: ignore[no-untyped-call]
     return result if bias is None else result + bias[:, None, None]
 
 
@@ -100,7 +101,7 @@ class _Convolved(torch.autograd.Function):
 class Tiling:
     """How images are cut into tiles: side × side of them, a pixel apart, are a mosaic of rows × columns tiles.
 
-    Alone, an image of 5×5 pixels would take four tiles, as many as one of 8×8; of 16 in a mosaic each takes 2¼.
+    Alone, an image of 5×5 pixels would take four tiles, as many as one of 8×8; of four in a mosaic each takes 2¼.
     """
 
     height: int
@@ -221,7 +222,7 @@ class _Rooms(threading.local):
         if name not in self.memory or self.memory[name].numel() < size:
             self.memory.pop(name, None)
             with torch.inference_mode(False):  # or no training could write there after a prediction
-                self.memory[name] = torch.empty(size)
+                self.memory[name] = torch.empty(size, **ON)
         return self.memory[name][:size].view(shape)
 
 
