@@ -12,12 +12,13 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sightline import training
+from sightline import allocation, training
 from sightline.augment import CoarseDropout, HorizontalFlip, RandomCrop, Transform
 from sightline.datasets import Dataset, load
 from sightline.evaluation import predict
@@ -170,7 +171,7 @@ def test_what_steps_leave_behind_goes_back_before_the_test_and_every_so_often(of
         import json, mmap, sys
         from pathlib import Path
         import torch
-        from sightline import training
+        from sightline import allocation, training
         from sightline.planted import planted
         from sightline.recipe import RECIPES
 
@@ -198,6 +199,22 @@ def test_what_steps_leave_behind_goes_back_before_the_test_and_every_so_often(of
     assert abs(resident["test"][0] - first) < 0.2
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_freed_memory_is_not_kept_while_data_are_loaded(
+    blobs: Dataset, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping: dict[str, int] = {}
+
+    def load(*arguments: Any, **options: Any) -> Dataset:
+        keeping["load"] = allocation._inside
+        return blobs
+
+    monkeypatch.setattr(loop.datasets, "load", load)
+    train("blobs", tmp_path / "run", recipe=quick, on_progress=lambda now: keeping.update({now.stage: allocation._inside}))
+    assert keeping["load"] == 0
+    assert keeping["train"] > 0 and keeping["test"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch calls deprecated
 def test_a_compiled_run_that_stopped_ends_as_if_it_had_not(
@@ -219,7 +236,7 @@ def test_kill_minus_nine_loses_nothing(tmp_path: Path) -> None:
     """A real process, killed as an operating system kills, again and again, ends with the weights of one that isn't."""
     script = textwrap.dedent("""
         import sys
-        from sightline import training
+        from sightline import allocation, training
         from sightline.recipe import RECIPES
         from sightline.planted import planted
         training.loop.CHECKPOINT_SECONDS = 0.05

@@ -46,7 +46,6 @@ TIDY_SECONDS = 5.0  # how often free memory goes back to the system: gaps betwee
 SETTLE_IMAGES = 10_000  # on which batch-norm statistics of averaged weights are measured
 
 
-@kept_memory()
 def train(
     data: str | Path | datasets.Dataset,
     folder: str | Path,
@@ -90,6 +89,7 @@ def train(
         return _train(data, folder, recipe, _plain(settings), weights, where, on_progress)
 
 
+@kept_memory()  # not while data are loaded: what is left of that would lie between what a training keeps
 def _train(
     data: datasets.Dataset,
     folder: Path,
