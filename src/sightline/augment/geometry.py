@@ -176,7 +176,7 @@ class HorizontalFlip(Chosen):
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Mirror the images where chosen (N,) bool is True."""
-        return select(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+        return _flipped(images, chosen, 3)
 
     def turn(self, ids: Tensor, epoch: int) -> Tensor:
         """Return which images (N,) bool are mirrored in `epoch` where flips alternate; ids (N,) int64 are the images'."""
@@ -190,7 +190,20 @@ class VerticalFlip(Chosen):
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Mirror the images where chosen (N,) bool is True."""
-        return select(chosen.to(images.device)[:, None, None, None], images.flip(2), images)
+        return _flipped(images, chosen, 2)
+
+
+def _flipped(images: Tensor, chosen: Tensor, axis: int) -> Tensor:
+    """Mirror the chosen ones, brought together and put in order again: on a CPU faster than to choose between pixels."""
+    last = images.is_contiguous(memory_format=torch.channels_last)  # as it lies in memory, so that an image is one piece
+    pieces = images.permute(0, 2, 3, 1) if last else images
+    order = torch.cat((chosen.nonzero(), (~chosen).nonzero()))[:, 0]
+    ordered = pieces.index_select(0, order.to(images.device))
+    those = ordered[: int(chosen.sum())]
+    # torch has a fast way for pixels of three bytes, if it is told that they are pixels.
+    those.copy_(those.permute(0, 3, 1, 2).flip(axis).permute(0, 2, 3, 1) if last else those.flip(axis))
+    result = ordered.index_select(0, order.argsort().to(images.device))
+    return result.permute(0, 3, 1, 2) if last else result
 
 
 def _window(images: Tensor, corners: Tensor, fill: Tensor | None) -> Tensor:
