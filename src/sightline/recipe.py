@@ -4,16 +4,15 @@ classic   ResNet-18, Adam, RandomCrop + CoarseDropout, One-Cycle, 20 epochs: the
           `sightline train cifar10 -r classic --max-lr 0.0163 --dev 0 -o RUN`: 3 hours on two CPU cores (AVX-512, bfloat16);
           92.12 % of the test images (n = 1 seed).
 strong    The same ResNet-18 and 20 epochs with orthogonalised updates, flips, mild holes, label smoothing and averaged weights.
-          Images grow during its first half. `sightline train cifar10 -r strong --width 0.5 --dev 0 -o RUN`: 2 hours on two CPU
-          cores without bfloat16 (AVX2); 93.63 %, with the mirror image 93.93 % (n = 1 seed). The whole width takes 3.5 times as
-          long and hasn't been trained as it is now. With SGD in place of such updates and smaller images it took 2 hours on the
-          cores of `classic`: 93.19 and 93.82 % (n = 1).
+          Images grow during its first half. `sightline train cifar10 -r strong --dev 0 -o RUN`: 80 minutes on two CPU cores of
+          2024 (Zen 5, bfloat16); 94.88 %, with the mirror image 95.11 % (n = 1 seed). With `--width 0.5` 2 hours on two cores
+          without bfloat16 (AVX2); 93.63 and 93.93 % (n = 1). With SGD in place of such updates, the whole width, and smaller
+          images 93.19 and 93.82 % (n = 1).
 fast      A small, wide net, orthogonalised updates, images that grow and, towards the end, the hardest of them only.
-          `sightline train cifar10 -r fast --dev 0 -o RUN`: 9 to 10 minutes on the cores of `classic`; 92.65 %, with more views
-          of unsure images 93.83 % (n = 1 seed); with `--epochs 8` 7 minutes, 92.62 ± 0.08 and 93.43 ± 0.11 %; with
-          `--width 1.25` 14 minutes, 93.42 ± 0.05 and 94.18 ± 0.12 % (mean and standard deviation of n = 3 seeds each). Where the
-          cores have no bfloat16 (AVX2) it takes three times as long: with `--epochs 9` 22 minutes, 92.77 ± 0.19 and 93.70 ±
-          0.10 % (n = 3).
+          `sightline train cifar10 -r fast --epochs 9 --dev 0 -o RUN`: 4½ minutes on two CPU cores of 2024 (Zen 5, bfloat16);
+          92.94 ± 0.17 %, with more views of unsure images 93.71 ± 0.10 %; 22 minutes on two without bfloat16 (AVX2); 92.77 ±
+          0.19 and 93.70 ± 0.10 %. Ten epochs, which it has if not told otherwise, 92.65 and 93.83 % (n = 1 seed); with `--width
+          1.25` 14 minutes on the cores of `classic`; 93.42 ± 0.05 and 94.18 ± 0.12 % (mean ± standard deviation of n = 3).
           `sightline reproduce RUN -o NEW` gives the same history and weights, byte for byte.
 small     A plain small net, Adam: for trying things out.
           `sightline train planted:clean -r small --dev 0 -o RUN`: 15 s; 91.67 % (n = 3).
