@@ -1,13 +1,14 @@
 """What training costs here: against the plain stack that Sightline starts from, and against airbench94-muon.
 
     python benchmarks/training.py                    all but the long ones: throughput, loader, share (ten minutes)
-    python benchmarks/training.py SECTION …          some of: throughput, loader, share, tiles, busy, runs, elsewhere, ablation
-        [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--width 0.5] [--data-dir DIR]
+    python benchmarks/training.py SECTION …          some of these:
+        [--json docs/training.json] [--rounds 3] [--seeds 3] [--sides fast,fast12,airbench] [--width 0.5] [--data-dir DIR] …
 
 throughput   images/s of ResNet-18: eager float32 with a per-sample Albumentations DataLoader, and Sightline, in turn
 loader       images/s of what gives a net its images, of each built-in recipe: whole batches, and Albumentations image by image
 share        the share of the machine's matrix throughput, in the same arithmetic, that a training step sustains
 tiles        3×3 convolutions in float32 by sightline.winograd and by torch alone, layers and whole steps, both in turn
+memory       peak of trainings of `fast` with --precision, for --epochs, as they are and where glibc holds back no crumbs, in turn
 busy         seconds of a short training, alone and beside a process that takes a core, by how threads wait for each other
 runs         whole trainings on CIFAR-10, each in a process of its own, in turn: accuracy, seconds from the process's start to the
              trained model (before the last test), peak memory.  A side is a recipe's name, another number of epochs after it if
@@ -326,6 +327,25 @@ def once(options: argparse.Namespace, key: str, measure: Callable[[], dict[str, 
     return figures
 
 
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Whole trainings of `fast` on CIFAR-10, seed 0: peak memory and seconds, with glibc's cache of each thread and without."""
+    recipe = load_recipe("fast").with_(epochs=options.epochs)
+    without = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    environments: dict[str, dict[str, str]] = {"as it is": {}, "no crumbs held back": without}
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in environments}
+    train_it = partial(one, "", 0, options.data_dir, recipe, "cifar10", "--precision", options.precision)
+    for _ in range(options.rounds):
+        for side, environment in environments.items():
+            found[side].append(train_it(environment=environment))
+    rows = [
+        (side, f"{figures['peak_bytes'] / 1e9:.2f}", f"{figures['seconds_to_model']:.0f}", f"{figures['single_view']:.2%}")
+        for side, trainings in found.items()
+        for figures in trainings
+    ]
+    console.print(table(("fast", "peak, GB", "seconds", "single view"), rows, left=("fast",)))
+    return {"precision": options.precision, "epochs": recipe.epochs, **found}
+
+
 def busy(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of two epochs on generated scenes, from the process's start: alone and beside a process that takes a core."""
     recipes = {"small": load_recipe("small"), "fast, half the width": load_recipe("fast").with_(width=0.5)}
@@ -420,6 +440,7 @@ def child(options: argparse.Namespace) -> None:
         options.folder,
         recipe=recipe,
         seed=options.seed,
+        precision=options.precision,
         data_dir=options.data_dir,
         dev=options.dev,
         on_progress=watch,
@@ -574,7 +595,7 @@ def _spread(figures: dict[str, Any]) -> str:
 SIDES = "fast,airbench"
 WITHOUT = ("whitening", "savings", "last convolution")  # what `ablation` takes from the code itself
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    f.__name__: f for f in (throughput, loader, share, tiles, busy, runs, elsewhere, ablation)
+    f.__name__: f for f in (throughput, loader, share, tiles, memory, busy, runs, elsewhere, ablation)
 }
 
 
@@ -586,7 +607,8 @@ def main() -> None:
     parser.add_argument("--sides", default=SIDES)
     parser.add_argument("--of", choices=("fast", "strong"), default="fast", help="the recipe of `ablation`")
     parser.add_argument("--width", type=float, default=1.0, help="of the nets in `ablation`")
-    parser.add_argument("--epochs", type=int, help="of the trainings in `ablation`")
+    parser.add_argument("--epochs", type=int, help="of the trainings in `ablation` and `memory`")
+    parser.add_argument("--precision", choices=("auto", *NAMED), default="auto", help="of the trainings in `memory`")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path, default=Path("training.json"))
     for name in ("recipe", "data", "folder"):

@@ -171,7 +171,7 @@ def test_what_steps_leave_behind_goes_back_before_the_test_and_every_so_often(of
         import json, mmap, sys
         from pathlib import Path
         import torch
-        from sightline import allocation, training
+        from sightline import training
         from sightline.planted import planted
         from sightline.recipe import RECIPES
 
@@ -236,7 +236,7 @@ def test_kill_minus_nine_loses_nothing(tmp_path: Path) -> None:
     """A real process, killed as an operating system kills, again and again, ends with the weights of one that isn't."""
     script = textwrap.dedent("""
         import sys
-        from sightline import allocation, training
+        from sightline import training
         from sightline.recipe import RECIPES
         from sightline.planted import planted
         training.loop.CHECKPOINT_SECONDS = 0.05
